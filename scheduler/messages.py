@@ -4,8 +4,10 @@ from typing import Literal
 
 import msgspec
 
+from distllm.engine.config import EngineConfig
 from distllm.engine.interface import ExecutorInfo, TokenLogprobs
 from distllm.engine.sampling_params import SamplingParams
+from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.stats import EngineStats
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -16,6 +18,14 @@ class SequenceStart(msgspec.Struct, frozen=True, array_like=True):
 
     index: int
     output_ids: list[int] = []
+
+
+class StartEngine(msgspec.Struct, frozen=True, tag=True):
+    """The first message to an engine process: what to load and how to schedule."""
+
+    engine: EngineConfig
+    scheduler: SchedulerConfig
+    log_level: str = "INFO"
 
 
 class EngineRequest(msgspec.Struct, frozen=True, tag=True):
@@ -93,5 +103,5 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-ToEngine = EngineRequest | Abort | Shutdown
+ToEngine = StartEngine | EngineRequest | Abort | Shutdown
 FromEngine = Loading | Ready | StartFailed | StepReport

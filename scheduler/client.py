@@ -1,0 +1,285 @@
+"""The front end's side of the engine: submits requests, and keeps them alive over the death of an engine.
+
+Owns the record of every live request and the engine process. Knows nothing of text or HTTP.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, assert_never
+
+from distllm.engine.interface import ExecutorInfo
+from distllm.scheduler.channel import ChannelClosed
+from distllm.scheduler.live_request import LiveRequest, RequestStream
+from distllm.scheduler.messages import (
+    Abort,
+    EngineRequest,
+    FromEngine,
+    Loading,
+    Ready,
+    SequenceOutput,
+    StartEngine,
+    StartFailed,
+    StepReport,
+)
+from distllm.scheduler.probation import Probation
+from distllm.scheduler.spawn import EngineProcess
+from distllm.scheduler.stats import EngineStats
+
+logger = logging.getLogger("distllm.scheduler")
+
+EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "stopped"]
+
+MAX_DEATHS_WITHOUT_PROGRESS = 6
+_MAX_BACKOFF_S = 5.0
+_SHUTDOWN_GRACE_S = 5.0
+
+
+class QueueFull(Exception):
+    """Too many requests are live. `retry_after_s` is when one has probably ended."""
+
+    def __init__(self, num_live: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{num_live} requests are running or waiting, as many as this server takes; "
+            f"try again in {retry_after_s:.0f} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class EngineDraining(Exception):
+    """The server is shutting down and takes no new requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new requests")
+
+
+class EngineUnavailable(Exception):
+    """No engine is running: it has not started yet, or cannot start. `reason` says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class EngineClient:
+    """Starts the engine, feeds it and restarts it. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        start: StartEngine,
+        on_loading: Callable[[Loading], None] = lambda _: None,
+    ) -> None:
+        self._start_message = start
+        self._on_loading = on_loading
+        self._max_live = start.scheduler.max_num_seqs + start.scheduler.max_waiting
+        self._live: dict[str, LiveRequest] = {}
+        self._released: set[str] = set()  # requests that the present engine has been given
+        self._probation = Probation()
+        self._process: EngineProcess | None = None
+        self._serving: EngineProcess | None = None  # the same, once its model is loaded
+        self._supervisor: asyncio.Task[None] | None = None
+        self._state: EngineState = "stopped"
+        self._settled = asyncio.Event()  # ready, failed or stopped: no longer starting
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._info: ExecutorInfo | None = None
+        self._failure = "the engine has not been started"
+        self._deaths_without_progress = 0
+        self._last_step_at = time.monotonic()
+        self._smoothed_request_s = 1.0
+        self.stats = EngineStats()
+        self.loading: Loading | None = None
+        self.num_restarts = 0
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """Raises EngineUnavailable before the first engine is ready."""
+        if self._info is None:
+            raise EngineUnavailable(self._failure)
+        return self._info
+
+    @property
+    def engine_pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def seconds_since_progress(self) -> float:
+        """Seconds for which work has been waiting without a step being finished; 0 when there is no work."""
+        return time.monotonic() - self._last_step_at if self._live else 0.0
+
+    def submit(self, request: EngineRequest) -> RequestStream:
+        """Queue a request. Raises QueueFull, EngineDraining or EngineUnavailable."""
+        if self._state == "draining":
+            raise EngineDraining
+        if self._state not in ("ready", "restarting"):
+            raise EngineUnavailable(self._failure)
+        if len(self._live) >= self._max_live:
+            raise QueueFull(len(self._live), max(1.0, self._smoothed_request_s))
+        if not self._live:
+            self._last_step_at = time.monotonic()
+        live = LiveRequest(request)
+        self._live[request.request_id] = live
+        self._idle.clear()
+        self._release(live)
+        return RequestStream(live, lambda indices: self._abort(live, indices))
+
+    async def start(self) -> None:
+        """Start the engine and return at once; `wait_ready` waits for it."""
+        self._state, self._failure = "starting", "the model is still being loaded"
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def wait_ready(self) -> None:
+        """Raises EngineUnavailable when the engine cannot start."""
+        await self._settled.wait()
+        if self._state in ("failed", "stopped"):
+            raise EngineUnavailable(self._failure)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the live ones. Returns whether all ended in time."""
+        if self._state in ("ready", "restarting", "starting"):
+            self._state = "draining"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return not self._live
+
+    async def stop(self) -> None:
+        """End the engine; requests that are still live end with an error."""
+        self._state, self._failure = "stopped", "the server has stopped"
+        self._settled.set()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_all(self._failure)
+        if self._process is not None:
+            await self._process.stop(_SHUTDOWN_GRACE_S)
+            self._process = None
+
+    def _release(self, live: LiveRequest) -> None:
+        """Give a request to the engine, unless it waits for its trial."""
+        if self._serving is None or self._probation.holds(live.request_id):
+            return
+        self._released.add(live.request_id)
+        self._serving.send(live.resumption())
+
+    def _release_next_suspect(self) -> None:
+        if self._serving is not None and (suspect := self._probation.next_trial()):
+            self._release(self._live[suspect])
+
+    def _abort(self, live: LiveRequest, indices: list[int] | None) -> None:
+        if self._serving is not None and live.request_id in self._released:
+            self._serving.send(Abort(live.request_id, indices))
+        if live.is_finished:
+            self._forget(live)
+
+    def _forget(self, live: LiveRequest) -> None:
+        if self._live.pop(live.request_id, None) is None:
+            return
+        self._released.discard(live.request_id)
+        self._probation.forget(live.request_id)
+        self._release_next_suspect()
+        if not self._live:
+            self._idle.set()
+
+    def _fail_all(self, reason: str) -> None:
+        for live in list(self._live.values()):
+            live.fail(reason)
+            self._forget(live)
+
+    async def _supervise(self) -> None:
+        """Keep one engine running until it cannot be started or keeps dying."""
+        while True:
+            self._process = await EngineProcess.spawn(self._start_message)
+            with contextlib.suppress(ChannelClosed):
+                await self._receive_forever(self._process)
+            end = await self._process.describe_end()
+            self._process = self._serving = None
+            if self._state == "failed" or not self._plan_restart(end):
+                return
+            await asyncio.sleep(min(_MAX_BACKOFF_S, 0.1 * 2 ** (self._deaths_without_progress - 1)))
+
+    async def _receive_forever(self, process: EngineProcess) -> None:
+        """Raises ChannelClosed when the engine has gone; returns when it reported that it cannot start."""
+        while True:
+            message = await process.receive()
+            match message:
+                case Loading():
+                    self.loading = message
+                    self._on_loading(message)
+                case Ready(info=info):
+                    self._serving = process
+                    self._on_ready(info)
+                case StartFailed(reason=reason):
+                    self._fail(reason)
+                    return
+                case StepReport(outputs=outputs, stats=stats):
+                    self._on_step(outputs, stats)
+                case _:
+                    assert_never(message)
+
+    def _on_ready(self, info: ExecutorInfo) -> None:
+        self._info = info
+        self.loading = None
+        self._last_step_at = time.monotonic()
+        if self._state != "draining":
+            self._state = "ready"
+        self._settled.set()
+        for live in list(self._live.values()):
+            self._release(live)
+        self._release_next_suspect()
+
+    def _on_step(self, outputs: list[SequenceOutput], stats: EngineStats) -> None:
+        self.stats = stats
+        self._last_step_at = time.monotonic()
+        self._deaths_without_progress = 0
+        for output in outputs:
+            live = self._live.get(output.request_id)
+            if live is None:
+                continue
+            live.accept(output)
+            self._probation.passed_step(output.request_id)
+            if live.is_finished:
+                self._note_duration(live)
+                self._forget(live)
+        self._release_next_suspect()
+
+    def _note_duration(self, live: LiveRequest) -> None:
+        """Exponentially smoothed seconds a request takes, for Retry-After."""
+        duration_s = max(0.0, time.time() - live.request.arrival_s)
+        self._smoothed_request_s += 0.1 * (min(duration_s, 600.0) - self._smoothed_request_s)
+
+    def _plan_restart(self, end: str) -> bool:
+        """After a death: single out a culprit, and say whether another engine shall be started."""
+        if self._state == "starting":
+            self._fail(f"the engine ended ({end}) while it loaded the model; is there memory enough for it?")
+            return False
+        self._deaths_without_progress += 1
+        self.num_restarts += 1
+        culprit = self._probation.engine_died(list(self._released))
+        self._released.clear()
+        logger.error("the engine ended (%s) with %d live requests", end, len(self._live))
+        if culprit is not None and (live := self._live.get(culprit)):
+            live.fail("this request ended the engine twice; it is not tried again")
+            self._forget(live)
+        if self._deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
+            self._fail(f"the engine ended {self._deaths_without_progress} times in a row ({end})")
+            return False
+        if self._state == "ready":
+            self._state, self._failure = "restarting", "the engine is being restarted"
+        return True
+
+    def _fail(self, reason: str) -> None:
+        self._state, self._failure = "failed", reason
+        logger.error("%s", reason)
+        self._fail_all(reason)
+        self._settled.set()

@@ -1,0 +1,78 @@
+"""The engine process: loads the model, runs the loop, and ends when the front end says so or has gone.
+
+Started as `python -m distllm.scheduler.process FD`, FD being one end of a socket pair.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from queue import SimpleQueue
+
+from distllm.engine.factory import build_executor
+from distllm.engine.interface import Executor
+from distllm.scheduler.channel import BlockingChannel, ChannelClosed
+from distllm.scheduler.loop import EngineLoop
+from distllm.scheduler.messages import Loading, Ready, StartEngine, StartFailed, ToEngine
+from distllm.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger("distllm.engine")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int) -> None:
+    _leave_signals_to_the_front_end()
+    channel: BlockingChannel[ToEngine] = BlockingChannel(socket.socket(fileno=fd), ToEngine)
+    start = channel.receive()
+    if not isinstance(start, StartEngine):
+        raise TypeError(f"the first message must be StartEngine, not {type(start).__name__}")
+    logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    executor = _load(start, channel)
+    if executor is None:
+        return
+    inbox: SimpleQueue[ToEngine] = SimpleQueue()
+    threading.Thread(target=_receive_forever, args=(channel, inbox), daemon=True).start()
+    channel.send(Ready(executor.info))
+    try:
+        EngineLoop(Scheduler(start.scheduler, executor.info), executor, inbox, channel.send).run()
+    except ChannelClosed:
+        os._exit(0)
+    finally:
+        executor.close()
+
+
+def _load(start: StartEngine, channel: BlockingChannel[ToEngine]) -> Executor | None:
+    """The executor, or None once the front end has been told why there is none."""
+    try:
+        return build_executor(start.engine, lambda activity, done: channel.send(Loading(activity, done)))
+    except ChannelClosed:
+        os._exit(0)
+    except Exception as error:
+        logger.debug("the model could not be loaded", exc_info=True)
+        channel.send(StartFailed(f"{error}" or type(error).__name__))
+        return None
+
+
+def _receive_forever(channel: BlockingChannel[ToEngine], inbox: "SimpleQueue[ToEngine]") -> None:
+    """Move messages to the loop. The front end's end of the socket closes with it, whatever killed it."""
+    try:
+        while True:
+            inbox.put(channel.receive())
+    except ChannelClosed:
+        os._exit(0)
+
+
+def _leave_signals_to_the_front_end() -> None:
+    """A terminal or service manager signals the whole group; the front end drains and then shuts us down."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""Starts engine processes and talks to one: the parent's handle. Knows nothing of requests."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+
+from distllm.scheduler.channel import AsyncChannel
+from distllm.scheduler.messages import FromEngine, Shutdown, StartEngine, ToEngine
+
+_SEND_BUFFER_BYTES = 4 << 20
+
+
+class EngineProcess:
+    """One running engine process and the channel to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: AsyncChannel[FromEngine]) -> None:
+        self._process = process
+        self._channel = channel
+
+    @classmethod
+    async def spawn(cls, start: StartEngine) -> "EngineProcess":
+        """Start a process by the module's name, so that a caller's script needs no `__main__` guard."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "distllm.scheduler.process", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+        ours.setblocking(False)
+        channel: AsyncChannel[FromEngine] = await AsyncChannel.open(ours, FromEngine)
+        channel.send(start)
+        return cls(process, channel)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        self._channel.send(message)
+
+    async def receive(self) -> FromEngine:
+        """Raises ChannelClosed once the process has gone."""
+        return await self._channel.receive()
+
+    async def describe_end(self) -> str:
+        """Wait for the process to end and say how it did."""
+        code = await self._process.wait()
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+    async def stop(self, grace_s: float) -> None:
+        """End the process: by request, and by force when it has not gone after `grace_s` seconds."""
+        self.send(Shutdown())
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        finally:
+            self._channel.close()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
