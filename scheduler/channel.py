@@ -88,7 +88,5 @@ class AsyncChannel(Generic[Received]):
 
 def _checked(length: int) -> int:
     if length > MAX_FRAME_BYTES:
-        raise ChannelClosed(
-            f"a frame of {length} bytes was announced; at most {MAX_FRAME_BYTES} are accepted"
-        )
+        raise ChannelClosed(f"a frame of {length} bytes was announced; at most {MAX_FRAME_BYTES} are accepted")
     return length

@@ -16,7 +16,6 @@ from distllm.scheduler.live_request import LiveRequest, RequestStream
 from distllm.scheduler.messages import (
     Abort,
     EngineRequest,
-    FromEngine,
     Loading,
     Ready,
     SequenceOutput,
