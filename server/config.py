@@ -1,0 +1,189 @@
+"""Settings of the server, from flags, environment, a YAML file and defaults, in that order of precedence.
+
+Every setting is one field of one section. Its flag is `--field-name`, its variable DISTLLM_FIELD_NAME, its place in
+the file `section: {field_name: ...}`.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+ENV_PREFIX = "DISTLLM_"
+_OTHER_VARIABLES = frozenset({"CONFIG", "WIRE_URL"})
+
+
+class InvalidSettings(ValueError):
+    """A setting is unknown or its value unusable; the message names it, where it came from and the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSection(Section):
+    """HTTP: where to listen, who may call, how much is taken."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    api_key: tuple[str, ...] = Field((), description="bearer token that clients must send; may be repeated")
+    served_model_name: tuple[str, ...] = Field((), description="model name in the API; may be repeated")
+    max_body_mb: float = Field(32.0, gt=0, description="largest request body, in MiB")
+    keep_alive_s: float = Field(15.0, gt=0, description="seconds of silence before a stream gets a comment")
+    drain_s: float = Field(60.0, ge=0, description="seconds that live requests get to end after SIGTERM")
+    stall_s: float = Field(120.0, gt=0, description="seconds without a finished step before /health says so")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level to log")
+
+
+class ModelSection(Section):
+    """Which checkpoint, and how it is loaded."""
+
+    model: str | None = Field(None, description="checkpoint directory or hub name; none: the embedded model")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of weights and KV; auto keeps the checkpoint's"
+    )
+    max_model_len: int | None = Field(None, ge=1, description="longest sequence; none: what the model supports")
+    chat_template: Path | None = Field(None, description="file with a chat template that replaces the model's")
+
+
+class SchedulerSection(Section):
+    """How many requests run at once and how many wait."""
+
+    max_num_seqs: int = Field(64, ge=1, description="most sequences in one step")
+    max_num_batched_tokens: int = Field(512, ge=1, description="token budget of one step")
+    max_waiting: int = Field(512, ge=0, description="most requests that wait; beyond that clients get 429")
+    prefix_caching: bool = Field(True, description="reuse the KV of prompts that begin alike")
+
+
+class EngineSection(Section):
+    """Device, threads and memory."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    num_threads: int | None = Field(None, ge=1, description="threads of the CPU kernels; none: one a core")
+    kv_cache_memory: float | None = Field(
+        None, gt=0, description="GiB for the KV cache; none: from measured free memory"
+    )
+    attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(
+        "auto", description="kernels to use; reference: plain torch, slow, for comparison"
+    )
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load_settings`."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    server: ServerSection = ServerSection()
+    model: ModelSection = ModelSection()
+    scheduler: SchedulerSection = SchedulerSection()
+    engine: EngineSection = EngineSection()
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name to its model, in the order in which help shows them."""
+    return {
+        "server": ServerSection,
+        "model": ModelSection,
+        "scheduler": SchedulerSection,
+        "engine": EngineSection,
+    }
+
+
+def fields() -> dict[str, tuple[str, FieldInfo]]:
+    """Field name to its section's name and the field; names are unique over all sections."""
+    return {
+        name: (section, field)
+        for section, model in sections().items()
+        for name, field in model.model_fields.items()
+    }
+
+
+def load_settings(
+    flags: Mapping[str, Any], config_file: Path | None, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Merge the sources. `flags` holds only what was given, by field name. Raises InvalidSettings."""
+    sources = (_by_section(flags), _read_environment(environment), _read_file(config_file))
+
+    class MergedSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(InitSettingsSource(settings_cls, values) for values in sources)
+
+    try:
+        return MergedSettings()
+    except ValidationError as error:
+        raise InvalidSettings(_describe(error)) from None
+
+
+def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        grouped.setdefault(fields()[name][0], {})[name] = value
+    return grouped
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENV_PREFIX) or variable.removeprefix(ENV_PREFIX) in _OTHER_VARIABLES:
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in fields():
+            known = {ENV_PREFIX + field.upper(): field for field in fields()}
+            raise InvalidSettings(f"environment variable {variable} is unknown{_suggest(variable, known)}")
+        values[name] = tuple(text.split(",")) if is_repeatable(fields()[name][1]) else text
+    return _by_section(values)
+
+
+def _read_file(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None:
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidSettings(f"config file {path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidSettings(f"config file {path} must hold sections: {', '.join(sections())}")
+    return {str(section): _check_section(path, str(section), values) for section, values in document.items()}
+
+
+def _check_section(path: Path, section: str, values: object) -> dict[str, Any]:
+    if section not in sections():
+        raise InvalidSettings(f"config file {path}: section {section!r} is unknown{_suggest(section, sections())}")
+    if not isinstance(values, dict):
+        raise InvalidSettings(f"config file {path}: section {section!r} must hold settings")
+    known = sections()[section].model_fields
+    for name in values:
+        if name not in known:
+            raise InvalidSettings(f"config file {path}: {section}.{name} is unknown{_suggest(str(name), known)}")
+    return values
+
+
+def is_repeatable(field: FieldInfo) -> bool:
+    """Whether a setting holds several values: a repeated flag, a comma-separated variable, a YAML list."""
+    return field.annotation == tuple[str, ...]
+
+
+def _suggest(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"][:2])
+    return f"setting {place}: {first['msg']} (it was {first['input']!r})"
