@@ -1,0 +1,47 @@
+# Every target builds the environment it needs; nothing but Python 3.11 (with venv) is expected.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+KERNELS := $(wildcard engine/kernels/src/*)
+INSTALLED := $(VENV)/.installed
+MODEL ?=
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup serve test check bench wire lock clean
+
+serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:8000
+	$(VENV)/bin/distllm serve $(MODEL)
+
+test: $(INSTALLED)  ## the whole test suite
+	$(PYTHON) -m pytest
+
+check: $(INSTALLED)  ## style, types and the layers of the house
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy src tests benchmarks setup.py
+	$(VENV)/bin/lint-imports
+
+bench: $(INSTALLED)  ## the figures that README.md states
+	$(PYTHON) -m benchmarks.compare
+
+wire: $(INSTALLED)  ## score a server's OpenAI wire format: make wire [BASE_URL=http://127.0.0.1:8000]
+	$(PYTHON) -m pytest tests/wire $(if $(BASE_URL),--base-url $(BASE_URL))
+
+setup: $(INSTALLED)  ## build .venv from the pinned requirements
+
+$(INSTALLED): requirements.lock pyproject.toml setup.py $(KERNELS)
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -r requirements.lock
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:  ## pin what pyproject.toml asks for, in a fresh environment
+	rm -rf build/lock
+	python3 -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0
+	build/lock/bin/pip install --quiet --editable '.[dev]' setuptools wheel
+	build/lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info
