@@ -159,7 +159,7 @@ class EngineClient:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._fail_all(self._failure)
+        self.fail_live(self._failure)
         if self._process is not None:
             await self._process.stop(_SHUTDOWN_GRACE_S)
             self._process = None
@@ -190,7 +190,8 @@ class EngineClient:
         if not self._live:
             self._idle.set()
 
-    def _fail_all(self, reason: str) -> None:
+    def fail_live(self, reason: str) -> None:
+        """End every live request with an error."""
         for live in list(self._live.values()):
             live.fail(reason)
             self._forget(live)
@@ -280,5 +281,5 @@ class EngineClient:
     def _fail(self, reason: str) -> None:
         self._state, self._failure = "failed", reason
         logger.error("%s", reason)
-        self._fail_all(reason)
+        self.fail_live(reason)
         self._settled.set()
