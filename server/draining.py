@@ -1,10 +1,11 @@
-"""A uvicorn server that ends in order: on SIGTERM or SIGINT it refuses new work, lets live requests end, then stops."""
+"""A uvicorn server that ends in order: on a signal it refuses new work, lets live requests end, then stops."""
 
 import asyncio
 import logging
 from types import FrameType
 
 import uvicorn
+from typing_extensions import override
 
 from distllm.scheduler.client import EngineClient
 
@@ -21,6 +22,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._drain: asyncio.Task[None] | None = None
 
+    @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called in a signal handler, so it only wakes the event loop."""
         self._loop.call_soon_threadsafe(self._begin_exit)

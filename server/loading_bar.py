@@ -1,6 +1,7 @@
 """Shows the operator how far a start has come: a bar on a terminal, a line a stage elsewhere."""
 
 import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ class LoadingBar:
 
     def __init__(self) -> None:
         self._activity = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, progress: Loading) -> None:
         if not sys.stderr.isatty():
