@@ -1,0 +1,148 @@
+"""The client for asyncio: the same calls as `Client`, awaited."""
+
+import asyncio
+from collections.abc import Iterable
+from itertools import count
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from distllm.clients import calls
+from distllm.clients.calls import Call, Reply, StreamCall, api_error, first_model
+from distllm.clients.errors import ClientError
+from distllm.clients.options import ChatOptions, CompletionOptions, Prompt
+from distllm.clients.readiness import Readiness
+from distllm.clients.results import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    Detokenization,
+    Health,
+    Message,
+    Model,
+    Tokenization,
+)
+from distllm.clients.retries import NO_RETRIES, RetryPolicy
+from distllm.clients.streams import AsyncStream, Chunk, ChunkReader
+from distllm.clients.transport import DEFAULT_URL, Connection
+
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """A connection pool to one server, for one event loop. Close it, or use it as an async context manager.
+
+    `model` None means the first model that the server lists. Every method raises ClientError: APIError where the
+    server refused, its other kinds where no answer came. Refusals by 429 and 503 are retried by `retries`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 600.0,
+        retries: RetryPolicy | None = None,
+    ) -> None:
+        self._connection = Connection(base_url, api_key, timeout_s)
+        self._retries = retries or RetryPolicy()
+        self._model = model
+        self._http = httpx.AsyncClient(
+            base_url=self._connection.url,
+            headers=self._connection.headers,
+            timeout=self._connection.timeout,
+            trust_env=self._connection.uses_proxies,
+        )
+
+    @property
+    def base_url(self) -> str:
+        return str(self._connection.url)
+
+    async def model(self) -> str:
+        """The model's name; asks the server the first time where none was given."""
+        if self._model is None:
+            self._model = first_model(await self.models())
+        return self._model
+
+    async def complete(self, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Completion:
+        return await self._send(calls.complete(prompt, await self.model(), options))
+
+    async def complete_stream(
+        self, prompt: Prompt, *, include_usage: bool = False, **options: Unpack[CompletionOptions]
+    ) -> AsyncStream[Completion]:
+        """Chunks of the completion. With `include_usage` one more comes last: usage, and no choices."""
+        return await self._open(calls.complete_stream(prompt, await self.model(), include_usage, options))
+
+    async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> ChatCompletion:
+        return await self._send(calls.chat(messages, await self.model(), options))
+
+    async def chat_stream(
+        self, messages: Iterable[Message], *, include_usage: bool = False, **options: Unpack[ChatOptions]
+    ) -> AsyncStream[ChatChunk]:
+        """Chunks of the answer. With `include_usage` one more comes last: usage, and no choices."""
+        return await self._open(calls.chat_stream(messages, await self.model(), include_usage, options))
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokenization:
+        return await self._send(calls.tokenize(text, await self.model(), add_special_tokens))
+
+    async def detokenize(self, tokens: Iterable[int]) -> Detokenization:
+        return await self._send(calls.detokenize(tokens, await self.model()))
+
+    async def models(self) -> list[Model]:
+        return (await self._send(calls.models())).data
+
+    async def health(self) -> Health:
+        """Whether the server takes requests now."""
+        return await self._send(calls.health())
+
+    async def wait_until_ready(self, timeout_s: float = 120.0) -> Health:
+        """Wait for a server that is starting, even one that does not listen yet. Raises NotReadyError."""
+        readiness = Readiness(timeout_s)
+        while True:
+            seen: Health | ClientError
+            try:
+                seen = await self.health()
+                if seen.is_ready:
+                    return seen
+            except ClientError as error:
+                seen = error
+            await asyncio.sleep(readiness.delay_s(seen))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _send(self, call: Call[Result]) -> Result:
+        policy = self._retries if call.is_repeatable else NO_RETRIES
+        response = await self._exchange(call.method, call.path, call.body, policy)
+        with self._connection.errors():
+            return call.read(Reply(response.status_code, response.headers, await response.aread()))
+
+    async def _open(self, call: StreamCall[Chunk]) -> AsyncStream[Chunk]:
+        response = await self._exchange("POST", call.path, call.body, self._retries)
+        if not response.is_success:
+            raise api_error(Reply(response.status_code, response.headers, response.content))
+        return AsyncStream(response, self._connection, ChunkReader(call.read_event))
+
+    async def _exchange(self, method: str, path: str, body: bytes | None, policy: RetryPolicy) -> httpx.Response:
+        """The reply after which no retry is due. The body of a success is still unread."""
+        request = self._http.build_request(method, path, content=body)
+        for num_retries in count():
+            with self._connection.errors():
+                response = await self._http.send(request, stream=True)
+                if not response.is_success:
+                    await response.aread()
+            delay_s = policy.delay_s(response.status_code, response.headers, num_retries)
+            if delay_s is None:
+                break
+            await asyncio.sleep(delay_s)
+        return response
