@@ -1,12 +1,30 @@
 """What an engine is to load and on what: plain values, importable without torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """`model` is a local checkpoint directory."""
+    """How to load one checkpoint.
+
+    `model` is a local checkpoint directory. `max_model_len` None takes what the model supports.
+    `kv_cache_bytes` None sizes the KV pool from measured free memory; `num_blocks` overrides both.
+    `max_num_seqs` and `max_num_batched_tokens` are the most a step carries; the pool and the memory kept free for
+    activations follow from them. `num_threads` None gives the CPU kernels one thread a core.
+    """
 
     model: str
-    device: str = "auto"
-    dtype: str = "auto"
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+    num_blocks: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    num_threads: int | None = None
+    attention_backend: AttentionBackendName = "auto"

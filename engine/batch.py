@@ -1,0 +1,61 @@
+"""Turns a step's chunks into the tensors that one forward pass reads. Pure: plain values in, tensors out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distllm.engine.attention.interface import AttentionBatch
+from distllm.engine.interface import BLOCK_SIZE, SequenceChunk
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """The tokens of all chunks, one after the other, and where each of them belongs.
+
+    rows:  | chunk 0 ........ | chunk 1 | chunk 2 ... |
+           query_starts[0]    [1]       [2]           [3]
+    """
+
+    input_ids: Tensor  # int64 [1, num_tokens]
+    position_ids: Tensor  # int64 [1, num_tokens]
+    attention: AttentionBatch
+
+
+def build_step_tensors(chunks: Sequence[SequenceChunk], device: torch.device) -> StepTensors:
+    """`chunks` is not empty and none of them is."""
+    lengths = np.fromiter((len(chunk.token_ids) for chunk in chunks), np.int64, len(chunks))
+    starts = np.concatenate((np.zeros(1, np.int64), lengths.cumsum()))
+    num_tokens = int(starts[-1])
+    token_ids = np.fromiter(chain.from_iterable(chunk.token_ids for chunk in chunks), np.int64, num_tokens)
+    num_computed = np.fromiter((chunk.num_computed_before for chunk in chunks), np.int64, len(chunks))
+    positions = np.arange(num_tokens) + (num_computed - starts[:-1]).repeat(lengths)
+    tables = _stack_block_tables(chunks)
+    sequences = np.arange(len(chunks)).repeat(lengths)
+    slots = tables[sequences, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+
+    def to_device(values: NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(values).to(device=device, dtype=dtype)
+
+    return StepTensors(
+        input_ids=to_device(token_ids, torch.int64).unsqueeze(0),
+        position_ids=to_device(positions, torch.int64).unsqueeze(0),
+        attention=AttentionBatch(
+            query_starts=to_device(starts, torch.int32),
+            num_computed=to_device(num_computed, torch.int32),
+            block_tables=to_device(tables, torch.int32),
+            slot_mapping=to_device(slots, torch.int64),
+        ),
+    )
+
+
+def _stack_block_tables(chunks: Sequence[SequenceChunk]) -> NDArray[np.int64]:
+    """Block tables side by side, padded with 0: [num_chunks, longest]."""
+    tables = np.zeros((len(chunks), max(len(chunk.block_table) for chunk in chunks)), np.int64)
+    for row, chunk in zip(tables, chunks, strict=True):
+        row[: len(chunk.block_table)] = chunk.block_table
+    return tables

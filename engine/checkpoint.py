@@ -1,0 +1,167 @@
+"""A checkpoint directory: its config.json and the headers of its safetensors files, checked before anything loads.
+
+Knows the file formats, not what the tensors mean. Importable without torch.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+}
+"""Bits an element takes, by its name in a safetensors header."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be served; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as its safetensors header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: Path
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint directory whose files are all there and whose headers agree with their sizes."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        return tuple(sorted({tensor.shard for tensor in self.tensors.values()}))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language model's part of the config, where the model has others."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read config.json and every shard's header. Raises CheckpointError."""
+    config = read_json(path / "config.json")
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method", "unknown")
+        raise CheckpointError(f"{path} is quantized ({method}); serve the checkpoint in bfloat16 instead")
+    tensors = {tensor.name: tensor for shard in _find_shards(path) for tensor in _read_header(shard)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors")
+    return Checkpoint(path, config, tensors)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError naming the file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; is it a Hugging Face checkpoint?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return document
+
+
+def _find_shards(path: Path) -> list[Path]:
+    """The safetensors files that hold the model's weights, every one of them present."""
+    if (path / INDEX_NAME).is_file():
+        weight_map = read_json(path / INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{path / INDEX_NAME} has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{path / INDEX_NAME} names a file outside the checkpoint")
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
+        return [path / name for name in names]
+    if (path / WEIGHTS_NAME).is_file():
+        return [path / WEIGHTS_NAME]
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.gguf")):
+        raise CheckpointError(f"{path} has no safetensors files; convert its weights with save_pretrained")
+    raise CheckpointError(f"{path} has no {WEIGHTS_NAME} and no {INDEX_NAME}")
+
+
+def _read_header(shard: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file, after checking that the file is as long as its header says.
+
+    The file is: header length (8 bytes, little endian) | header (JSON) | tensor bytes.
+    """
+    try:
+        file_bytes = shard.stat().st_size
+        with shard.open("rb") as file:
+            prefix = file.read(8)
+            header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 0 < header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
+                raise CheckpointError(f"{shard} is cut short or not a safetensors file")
+            header = json.loads(file.read(header_bytes))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{shard} cannot be read: {error}") from None
+    tensors = _parse_header(header, shard)
+    expected_bytes = 8 + header_bytes + sum(tensor.num_bytes for tensor in tensors)
+    if file_bytes != expected_bytes:
+        fault = "cut short" if file_bytes < expected_bytes else "too long"
+        raise CheckpointError(
+            f"{shard} is {fault}: it has {file_bytes} bytes, its header speaks of {expected_bytes}; fetch it again"
+        )
+    return tensors
+
+
+def _parse_header(header: object, shard: Path) -> list[StoredTensor]:
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{shard} has a header that is not an object")
+    try:
+        return [
+            StoredTensor(name, _check_dtype(entry["dtype"], name, shard), tuple(map(int, entry["shape"])), shard)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{shard} has a malformed header") from None
+
+
+def _check_dtype(dtype: str, name: str, shard: Path) -> str:
+    if dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{shard}: tensor {name} has the unknown type {dtype}")
+    return dtype

@@ -1,0 +1,152 @@
+"""Leads the attention of transformers' models to the paged KV cache.
+
+transformers asks its AttentionInterface for a function by the name in the config and calls it with the attention
+module first. Ours finds the module's PagedLayer on the module itself, so no state is global.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from distllm.engine.attention.interface import AttentionBackend, AttentionBatch, AttentionCall, LayerKV
+
+ATTENTION_NAME = "distllm_paged"
+_LAYER_ATTRIBUTE = "distllm_layer"
+
+
+class AttentionLayer(Protocol):
+    """What answers a module's attention call: the paged cache, or a probe."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
+        """query, keys, values: [num_tokens, heads, dim] -> [num_tokens, num_heads, value_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """The KV that one attention module keeps for a token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    def num_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
+        return num_tokens * self.num_kv_heads * (self.key_dim + self.value_dim) * dtype.itemsize
+
+
+class PagedCache:
+    """The KV of every layer, and the batch of the step under way."""
+
+    def __init__(
+        self, backend: AttentionBackend, shapes: Sequence[LayerShape], num_blocks: int, dtype: torch.dtype
+    ) -> None:
+        self.backend = backend
+        self.layers = [
+            PagedLayer(
+                self, backend.allocate(num_blocks, shape.num_kv_heads, shape.key_dim, shape.value_dim, dtype)
+            )
+            for shape in shapes
+        ]
+        self.batch: AttentionBatch | None = None
+
+    @contextmanager
+    def running(self, batch: AttentionBatch) -> Iterator[None]:
+        """While it holds, attention calls are about `batch`."""
+        self.batch = batch
+        try:
+            yield
+        finally:
+            self.batch = None
+
+    def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
+        """Copy the KV of blocks `sources` [n] to `destinations` [n] in every layer."""
+        for layer in self.layers:
+            for stored in layer.kv:
+                stored[destinations] = stored[sources]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedLayer:
+    """One attention module's part of the cache."""
+
+    cache: PagedCache
+    kv: LayerKV
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
+        batch, backend = self.cache.batch, self.cache.backend
+        assert batch is not None, "attention was called outside a step"
+        backend.write(self.kv, keys, values, batch)
+        return backend.attend(query, self.kv, batch, call)
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers, with no mask: visibility follows from the batch."""
+    AttentionInterface.register(ATTENTION_NAME, _attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+def attach(module: nn.Module, layer: AttentionLayer) -> None:
+    """Let `layer` answer the attention calls of `module`."""
+    object.__setattr__(module, _LAYER_ATTRIBUTE, layer)
+
+
+def detach(module: nn.Module) -> None:
+    module.__dict__.pop(_LAYER_ATTRIBUTE, None)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """query, key, value [1, heads, num_tokens, dim] -> [1, num_tokens, num_heads, value_dim]."""
+    layer: AttentionLayer = module.__dict__[_LAYER_ATTRIBUTE]
+    call = AttentionCall(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+    )
+    rows = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    return layer.attend(*rows, call).unsqueeze(0)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if attention_mask is not None:
+        raise NotImplementedError("attends with a mask of its own")
+    output = attend(
+        module,
+        query,
+        key,
+        value,
+        scaling=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return output, None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None

@@ -1,0 +1,141 @@
+"""Builds transformers' model for a checkpoint and gives it the checkpoint's tensors, memory-mapped.
+
+The architecture is built on the meta device; transformers' own conversion mapping renames and merges tensors as its
+from_pretrained would. What is missing, unexpected or of another shape is refused, never initialised at random.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import LoadStateDictInfo, convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from distllm.engine.checkpoint import Checkpoint, CheckpointError
+from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
+
+
+def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The config of a decoder that transformers knows. Raises CheckpointError."""
+    if "auto_map" in checkpoint.config and checkpoint.config.get("model_type") is None:
+        raise CheckpointError(f"{checkpoint.path} needs code of its own, which is never run")
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a config class chokes on
+        raise CheckpointError(f"{checkpoint.path}/config.json: {_first_line(error)}") from None
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{checkpoint.path} is an encoder-decoder ({config.model_type}); only decoders are served"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{checkpoint.path}: {config.model_type} has no causal language model in transformers"
+        )
+    return config
+
+
+def load_model(
+    checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """The model in evaluation mode, every parameter and buffer on `device`.
+
+    On a CPU, tensors that are stored as `dtype` stay views of the mapped files: nothing is read before it is used.
+    Raises CheckpointError.
+    """
+    register_attention()
+    model = _build_on_meta(config, dtype)
+    load_config = LoadStateDictConfig(
+        device_map={"": str(device)},
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype),
+        weight_mapping=get_model_conversion_mapping(model),
+    )
+    with _no_progress_bars(), ExitStack() as files:
+        stored = _open_tensors(checkpoint, files)
+        try:
+            info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_first_line(error)}") from None
+        _check_complete(checkpoint, model, info)
+        type(model)._finalize_model_loading(model, load_config, info)
+    _check_nothing_on_meta(checkpoint, model)
+    return cast(PreTrainedModel, model.eval().requires_grad_(False))
+
+
+def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if model_class.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    config = copy.deepcopy(config)
+    config._attn_implementation = ATTENTION_NAME
+    with ExitStack() as contexts:
+        for context in model_class.get_init_context(dtype, False, False, None):
+            contexts.enter_context(context)
+        return cast(PreTrainedModel, model_class(config))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Progress is reported by the caller; transformers' own bars would write over it."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _open_tensors(checkpoint: Checkpoint, files: ExitStack) -> dict[str, Any]:
+    """Every stored tensor as a slice of its mapped file, read when it is indexed."""
+    mapped = {
+        shard: files.enter_context(safe_open(shard, framework="pt", device="cpu", backend="mmap"))
+        for shard in checkpoint.shards
+    }
+    return {name: mapped[tensor.shard].get_slice(name) for name, tensor in checkpoint.tensors.items()}
+
+
+def _check_complete(checkpoint: Checkpoint, model: PreTrainedModel, info: LoadStateDictInfo) -> None:
+    if info.conversion_errors:
+        name, message = next(iter(info.conversion_errors.items()))
+        raise CheckpointError(f"{checkpoint.path}: {name} cannot be converted: {message.strip().splitlines()[-1]}")
+    if info.mismatched_keys:
+        name, stored, expected = min(info.mismatched_keys)
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} has shape {tuple(stored)}, config.json asks for {tuple(expected)}"
+        )
+    missing = _without(
+        info.missing_keys - model.all_tied_weights_keys.keys(), model._keys_to_ignore_on_load_missing
+    )
+    if missing:
+        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} tensors, first {min(missing)}")
+    ignored = {*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
+    unexpected = _without(info.unexpected_keys, ignored)
+    if unexpected:
+        raise CheckpointError(
+            f"{checkpoint.path} has {len(unexpected)} tensors that {type(model).__name__} has no place for, "
+            f"first {min(unexpected)}"
+        )
+
+
+def _without(names: set[str], patterns: "set[str] | list[str] | None") -> set[str]:
+    return {name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())}
+
+
+def _check_nothing_on_meta(checkpoint: Checkpoint, model: nn.Module) -> None:
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise CheckpointError(f"{checkpoint.path}: {left[0]} was neither stored nor computed")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,135 @@
+"""Runs one step: block copies, one forward pass over all chunks, then sampling and prompt log-probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distllm.engine.batch import build_step_tensors
+from distllm.engine.injection.attention import PagedCache
+from distllm.engine.interface import (
+    BlockCopy,
+    ChunkOutput,
+    PromptLogprobSpec,
+    SampleSpec,
+    SequenceChunk,
+    StepInput,
+    StepOutput,
+    TokenLogprobs,
+)
+from distllm.engine.sampling.logprobs import NonFiniteLogits, prompt_logprobs
+from distllm.engine.sampling.sampler import SampledToken, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class NeededRows:
+    """Rows of the batch whose logits a step reads: those to sample from, then those of scored prompt tokens.
+
+    `scored` names the chunks with prompt log-probabilities; each has as many rows as it has target ids.
+    """
+
+    rows: list[int]
+    sampled: list[int]
+    scored: list[int]
+
+
+class ModelRunner:
+    """Owns the model and its paged cache. Not thread-safe."""
+
+    def __init__(self, model: PreTrainedModel, cache: PagedCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._device = model.device
+        self._sampler = Sampler()
+
+    @torch.inference_mode()
+    def run(self, step: StepInput) -> StepOutput:
+        """Compute every chunk of the step and choose the tokens that it asks for."""
+        self._copy_blocks(step.block_copies)
+        needed = find_needed_rows(step.chunks)
+        logits = self.forward(step.chunks, needed.rows)
+        num_sampled = len(needed.sampled)
+        scores = _score_prompts(logits[num_sampled:], step.chunks, needed.scored)
+        specs = [_sample_spec(step.chunks[index]) for index in needed.sampled]
+        tokens = dict(zip(needed.sampled, self._sampler.sample(logits[:num_sampled], specs), strict=True))
+        outputs = [
+            _output(chunk, tokens.get(index), scores.get(index, ())) for index, chunk in enumerate(step.chunks)
+        ]
+        return StepOutput(step.step_id, outputs)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[SequenceChunk], rows: Sequence[int]) -> Tensor:
+        """Compute the chunks; logits of the given rows of the batch, float32 [num_rows, vocab_size]."""
+        tensors = build_step_tensors(chunks, self._device)
+        with self._cache.running(tensors.attention):
+            output = self._model(
+                input_ids=tensors.input_ids,
+                position_ids=tensors.position_ids,
+                use_cache=False,
+                logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=self._device),
+            )
+        logits: Tensor = output.logits[0]
+        return logits.float()
+
+    def _copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        if copies:
+            sources = torch.tensor([copy.source for copy in copies], device=self._device)
+            destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
+            self._cache.copy_blocks(sources, destinations)
+
+
+def find_needed_rows(chunks: Sequence[SequenceChunk]) -> NeededRows:
+    """Which rows of the flattened batch must go through the output head."""
+    needed = NeededRows([], [], [])
+    scored_rows: list[int] = []
+    start = 0
+    for index, chunk in enumerate(chunks):
+        end = start + len(chunk.token_ids)
+        if chunk.sample is not None:
+            needed.sampled.append(index)
+            needed.rows.append(end - 1)
+        if chunk.prompt_logprobs is not None and chunk.prompt_logprobs.target_ids:
+            needed.scored.append(index)
+            scored_rows.extend(range(start, start + len(chunk.prompt_logprobs.target_ids)))
+        start = end
+    needed.rows.extend(scored_rows)
+    return needed
+
+
+def _score_prompts(
+    logits: Tensor, chunks: Sequence[SequenceChunk], scored: Sequence[int]
+) -> dict[int, tuple[TokenLogprobs, ...] | NonFiniteLogits]:
+    """Prompt log-probabilities by chunk, or why there are none; logits [rows of all scored chunks, vocab_size]."""
+    scores: dict[int, tuple[TokenLogprobs, ...] | NonFiniteLogits] = {}
+    start = 0
+    for index in scored:
+        spec = _prompt_spec(chunks[index])
+        end = start + len(spec.target_ids)
+        try:
+            scores[index] = tuple(prompt_logprobs(logits[start:end], spec.target_ids, spec.num_top))
+        except NonFiniteLogits as error:
+            scores[index] = error
+        start = end
+    return scores
+
+
+def _output(
+    chunk: SequenceChunk, token: SampledToken | None, scores: tuple[TokenLogprobs, ...] | NonFiniteLogits
+) -> ChunkOutput:
+    if isinstance(scores, NonFiniteLogits):
+        return ChunkOutput(chunk.sequence_id, None, error=str(scores))
+    if token is None:
+        return ChunkOutput(chunk.sequence_id, None, prompt_logprobs=scores)
+    return ChunkOutput(chunk.sequence_id, token.token_id, token.logprobs, scores, token.error)
+
+
+def _sample_spec(chunk: SequenceChunk) -> SampleSpec:
+    assert chunk.sample is not None
+    return chunk.sample
+
+
+def _prompt_spec(chunk: SequenceChunk) -> PromptLogprobSpec:
+    assert chunk.prompt_logprobs is not None
+    return chunk.prompt_logprobs
