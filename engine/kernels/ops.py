@@ -1,0 +1,318 @@
+"""The CPU kernels on tensors: the one file where torch meets pointers.
+
+Shapes, types, strides and bounds are checked here and raise ValueError; the C++ behind trusts its pointers. Every
+operation is row-invariant: the bits of a row are a function of its own inputs, whatever rows, threads or chunks are
+beside it.
+"""
+
+import os
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distllm.engine.interface import BLOCK_SIZE
+from distllm.engine.kernels.library import KernelLibrary, KernelsUnavailable, load_library
+from distllm.engine.kernels.packed import Bf16Variant, PackedLinear
+from distllm.engine.kernels.timing import faster_variant
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_FLOAT32, _BF16, _BF16_DOT = 0, 1, 2  # kinds of panels, as panel.h numbers them
+
+
+def load_kernels(
+    isa: str | None = None, num_threads: int | None = None, directory: Path | None = None
+) -> "CpuKernels | KernelsUnavailable":
+    """The kernels of instruction level `isa`, or of the best this CPU runs, on `num_threads` threads (default: as
+    many as there are cores to run on)."""
+    library = load_library(isa, directory)
+    if isinstance(library, KernelsUnavailable):
+        return library
+    return CpuKernels(library, num_threads or len(os.sched_getaffinity(0)))
+
+
+class CpuKernels:
+    """Operations of one instruction level on one pool of threads. Safe to call from several threads in turn."""
+
+    def __init__(self, library: KernelLibrary, num_threads: int) -> None:
+        self.isa = library.level
+        self._c = library.functions
+        self._start_pool(num_threads)
+
+    @property
+    def num_threads(self) -> int:
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, num_threads: int) -> None:
+        """Not while another thread is in a call."""
+        self._end_pool()
+        self._start_pool(num_threads)
+
+    @cached_property
+    def has_bf16_dot(self) -> bool:
+        return self.isa == "avx512bf16"
+
+    @cached_property
+    def bf16_variant(self) -> Bf16Variant:
+        """What pack_linear and attention take for bf16 unless told: measured once a process, in under 100 ms."""
+        return self.fastest_bf16_variant()
+
+    def fastest_bf16_variant(self) -> Bf16Variant:
+        """Times both variants for 1 and for 16 rows on this CPU."""
+        return faster_variant(self) if self.has_bf16_dot else "fma"
+
+    @property
+    def numerics(self) -> str:
+        """Names the order of sums and the instruction: equal names give equal bits for equal weights."""
+        add = "muladd" if self.isa == "portable" else "fma"
+        return f"cpu1-{add}-span512-{self.bf16_variant}"
+
+    def pack_linear(self, weight: Tensor | Sequence[Tensor], variant: Bf16Variant | None = None) -> PackedLinear:
+        """Packs weight [N, K], or several [N_i, K] one after the other along N. bf16 or float32, any strides."""
+        parts = [weight] if isinstance(weight, Tensor) else list(weight)
+        dtype, depth = _check_parts(parts)
+        features = sum(part.shape[0] for part in parts)
+        size = self._c.distllm_packed_bytes(features, depth, _DTYPES[dtype])
+        panels = torch.empty(size // dtype.itemsize, dtype=dtype)
+        self._c.distllm_advise_huge_pages(panels.data_ptr(), size)
+        self._zero_padding(panels, features, depth)
+        first_row = 0
+        for part in parts:
+            self._call(
+                "pack", part.data_ptr(), *part.stride(), *part.shape, _DTYPES[dtype], first_row, panels.data_ptr()
+            )
+            first_row += part.shape[0]
+        chosen = variant or self.bf16_variant if dtype == torch.bfloat16 else "fma"
+        if chosen == "dot" and not self.has_bf16_dot:
+            raise ValueError(f"variant: {self.isa} kernels have no bf16 dot products; use 'fma'")
+        return PackedLinear(panels, features, depth, dtype, chosen)
+
+    def linear(
+        self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """x [T, K] float32 or bf16 times packed [N, K], plus bias [N]: [T, N] of x's dtype, or of out's.
+
+        Sums are float32. float32 inputs meet bf16 weights by "fma", whatever the variant: rounding them would lose.
+        """
+        _check_rows("x", x, packed.in_features)
+        if bias is not None:
+            _check_dtype("bias", bias)
+            if bias.shape != (packed.out_features,) or bias.stride(0) != 1:
+                raise ValueError(f"bias: expected {packed.out_features} contiguous elements, got {_describe(bias)}")
+        if out is None:
+            out = torch.empty(x.shape[0], packed.out_features, dtype=x.dtype)
+        else:
+            _check_rows("out", out, packed.out_features)
+            if out.shape[0] != x.shape[0]:
+                raise ValueError(f"out: expected {x.shape[0]} rows, got {out.shape[0]}")
+        kind = _BF16 if packed.dtype == torch.bfloat16 else _FLOAT32
+        if packed.variant == "dot" and x.dtype == torch.bfloat16:
+            kind = _BF16_DOT
+        self._call(
+            "linear",
+            *(kind, x.data_ptr(), x.stride(0), _DTYPES[x.dtype], packed.panels.data_ptr()),
+            *((None, 0) if bias is None else (bias.data_ptr(), _DTYPES[bias.dtype])),
+            *(out.data_ptr(), out.stride(0), _DTYPES[out.dtype]),
+            *(x.shape[0], packed.in_features, packed.out_features),
+        )
+        return out
+
+    def linear_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
+        """Rows `ids` [T] (int64) of the weight, exactly as they were packed: [T, K]."""
+        if ids.dtype != torch.int64 or ids.dim() != 1:
+            raise ValueError(f"ids: expected a vector of int64, got {_describe(ids)}")
+        ids = ids.contiguous()
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= packed.out_features):
+            raise ValueError(f"ids: rows run from 0 to {packed.out_features - 1}")
+        out = torch.empty(ids.shape[0], packed.in_features, dtype=packed.dtype)
+        self._call(
+            "read_rows",
+            *(packed.panels.data_ptr(), packed.in_features, _DTYPES[packed.dtype]),
+            *(ids.data_ptr(), ids.shape[0], out.data_ptr()),
+        )
+        return out
+
+    def allocate_kv(
+        self, num_blocks: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension."""
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype}")
+        keys = torch.zeros(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
+        return keys, torch.zeros(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
+
+    def write_kv(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+        """Stores keys [T, heads, key_dim] and values [T, heads, value_dim] at slots [T] (int64).
+
+        A slot is block * 16 + offset. No two rows may share one.
+        """
+        _check_heads("keys", keys)
+        _check_heads("values", values)
+        _check_caches(key_cache, value_cache, keys.shape[2])
+        num_rows, num_heads, value_dim = values.shape
+        if keys.shape[:2] != values.shape[:2] or keys.dtype != values.dtype:
+            raise ValueError(f"values: {_describe(values)} does not go with keys: {_describe(keys)}")
+        if (num_heads, value_dim) != tuple(value_cache.shape[1:3]):
+            raise ValueError(f"values: {_describe(values)} does not fit the cache: {_describe(value_cache)}")
+        if slots.dtype != torch.int64 or slots.shape != (num_rows,) or not slots.is_contiguous():
+            raise ValueError(f"slots: expected {num_rows} contiguous int64, got {_describe(slots)}")
+        bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, key_cache.shape[0])
+        if bad >= 0:
+            raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {key_cache.shape[0]} blocks")
+        self._call(
+            "write_kv",
+            *(keys.data_ptr(), keys.stride(0), keys.stride(1)),
+            *(values.data_ptr(), values.stride(0), values.stride(1), _DTYPES[keys.dtype]),
+            *(key_cache.data_ptr(), value_cache.data_ptr(), _DTYPES[key_cache.dtype], slots.data_ptr()),
+            *(num_rows, num_heads, keys.shape[2], value_dim),
+        )
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        query_starts: Tensor,
+        num_computed: Tensor,
+        block_tables: Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """query [T, heads, key_dim] over the sequences' blocks: [T, heads, value_dim] of query's dtype.
+
+        Rows of sequence s are query_starts[s] .. query_starts[s + 1], the first at position num_computed[s]; row i
+        sees positions 0 .. num_computed[s] + i, of which the last `sliding_window`. All three tensors are int32,
+        block_tables [sequences, most blocks]. Rows of no sequence are left as they are.
+        """
+        _check_heads("query", query)
+        _check_caches(key_cache, value_cache, query.shape[2])
+        num_rows, num_heads, key_dim = query.shape
+        num_blocks, num_kv_heads, value_dim, _ = value_cache.shape
+        if num_heads % num_kv_heads:
+            raise ValueError(f"query: {num_heads} heads cannot share {num_kv_heads} kv heads evenly")
+        if sliding_window is not None and sliding_window < 1:
+            raise ValueError(f"sliding_window: expected at least 1, got {sliding_window}")
+        if out is None:
+            out = torch.empty(num_rows, num_heads, value_dim, dtype=query.dtype)
+        elif out.shape != (num_rows, num_heads, value_dim) or out.dtype != query.dtype or out.stride(2) != 1:
+            raise ValueError(f"out: {_describe(out)} cannot take the attention of {_describe(query)}")
+        num_sequences = self._check_batch(query_starts, num_computed, block_tables, num_rows, num_blocks)
+        if sinks is not None:
+            sinks = _as_sinks(sinks, num_heads)
+        self._call(
+            "attend",
+            *(self._attention_kind(query, key_cache), query.data_ptr(), query.stride(0), query.stride(1)),
+            *(_DTYPES[query.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
+            *(out.data_ptr(), out.stride(0), out.stride(1), query_starts.data_ptr(), num_computed.data_ptr()),
+            *(block_tables.data_ptr(), block_tables.stride(0), num_sequences, num_heads, num_kv_heads),
+            *(key_dim, value_dim, scale, softcap or 0.0, sliding_window or 0),
+            None if sinks is None else sinks.data_ptr(),
+        )
+        return out
+
+    def _attention_kind(self, query: Tensor, cache: Tensor) -> int:
+        if cache.dtype == torch.float32:
+            return _FLOAT32
+        return _BF16_DOT if query.dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
+
+    def _check_batch(
+        self, query_starts: Tensor, num_computed: Tensor, tables: Tensor, num_rows: int, num_blocks: int
+    ) -> int:
+        num_sequences = num_computed.shape[0]
+        shapes = ((query_starts, (num_sequences + 1,)), (num_computed, (num_sequences,)))
+        for tensor, shape in shapes:
+            if tensor.dtype != torch.int32 or tensor.shape != shape or not tensor.is_contiguous():
+                raise ValueError(f"batch: expected contiguous int32 of shape {shape}, got {_describe(tensor)}")
+        if tables.dtype != torch.int32 or tables.dim() != 2 or tables.shape[0] != num_sequences:
+            raise ValueError(f"block_tables: expected int32 [{num_sequences}, blocks], got {_describe(tables)}")
+        if tables.shape[1] > 1 and tables.stride(1) != 1:
+            raise ValueError(f"block_tables: rows must be contiguous, got {_describe(tables)}")
+        bad = self._c.distllm_first_bad_sequence(
+            *(query_starts.data_ptr(), num_computed.data_ptr(), tables.data_ptr(), tables.stride(0)),
+            *(tables.shape[1], num_sequences, num_rows, num_blocks),
+        )
+        if bad >= 0:
+            raise ValueError(
+                f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
+            )
+        return num_sequences
+
+    def _zero_padding(self, panels: Tensor, features: int, depth: int) -> None:
+        if depth % 2:
+            panels.zero_()
+        elif features % 16:
+            panels[-depth * 16 :].zero_()
+
+    def _call(self, name: str, *arguments: int | float | None) -> None:
+        if getattr(self._c, f"distllm_{name}")(self._pool, *arguments):
+            raise MemoryError(f"no memory for the scratch space of {name}")
+
+    def _start_pool(self, num_threads: int) -> None:
+        if not 1 <= num_threads <= 1024:
+            raise ValueError(f"num_threads: expected 1 to 1024, got {num_threads}")
+        self._pool = self._c.distllm_pool_new(num_threads)
+        if not self._pool:
+            raise RuntimeError(f"cannot start {num_threads} threads")
+        self._num_threads = num_threads
+        self._end_pool = weakref.finalize(self, self._c.distllm_pool_delete, self._pool)
+        self._end_pool.atexit = False  # the process's end takes the threads with it, whatever they do
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
+
+
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        raise ValueError(f"{name}: expected float32 or bfloat16 on the CPU, got {tensor.dtype} on {tensor.device}")
+
+
+def _check_rows(name: str, tensor: Tensor, width: int) -> None:
+    _check_dtype(name, tensor)
+    if tensor.dim() != 2 or tensor.shape[1] != width or (tensor.stride(1) != 1 and width > 1):
+        raise ValueError(f"{name}: expected contiguous rows [T, {width}], got {_describe(tensor)}")
+
+
+def _check_heads(name: str, tensor: Tensor) -> None:
+    _check_dtype(name, tensor)
+    if tensor.dim() != 3 or (tensor.stride(2) != 1 and tensor.shape[2] > 1):
+        raise ValueError(f"{name}: expected [T, heads, dim] with dim contiguous, got {_describe(tensor)}")
+
+
+def _check_parts(parts: list[Tensor]) -> tuple[torch.dtype, int]:
+    if not parts:
+        raise ValueError("weight: nothing to pack")
+    for part in parts:
+        _check_dtype("weight", part)
+        if part.dim() != 2 or part.numel() == 0:
+            raise ValueError(f"weight: expected a matrix [N, K], got {_describe(part)}")
+        if part.dtype != parts[0].dtype or part.shape[1] != parts[0].shape[1]:
+            raise ValueError(f"weight: {_describe(part)} does not go with {_describe(parts[0])}")
+    return parts[0].dtype, parts[0].shape[1]
+
+
+def _check_caches(keys: Tensor, values: Tensor, key_dim: int) -> None:
+    for name, cache in (("key_cache", keys), ("value_cache", values)):
+        _check_dtype(name, cache)
+        if cache.dim() != 4 or cache.shape[3] != BLOCK_SIZE or not cache.is_contiguous():
+            raise ValueError(
+                f"{name}: expected contiguous [blocks, heads, dim, {BLOCK_SIZE}], got {_describe(cache)}"
+            )
+    if keys.shape[:2] != values.shape[:2] or keys.dtype != values.dtype:
+        raise ValueError(f"value_cache: {_describe(values)} does not go with key_cache: {_describe(keys)}")
+    if keys.shape[2] != key_dim + key_dim % 2:
+        raise ValueError(f"key_cache: {_describe(keys)} does not hold keys of {key_dim} dimensions")
+
+
+def _as_sinks(sinks: Tensor, num_heads: int) -> Tensor:
+    if sinks.shape != (num_heads,):
+        raise ValueError(f"sinks: expected one logit for each of {num_heads} heads, got {_describe(sinks)}")
+    return sinks.to(torch.float32).contiguous()

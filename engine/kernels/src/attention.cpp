@@ -1,0 +1,389 @@
+// Attention of a mixed batch of prefill and decode rows over block tables, without gathering the cache.
+//
+// A row is one (token, query head). Rows of one kv head are cut into units of up to 48; a unit walks the blocks of its
+// sequence in spans of 64 tokens (aligned to position 0), so its rows share what they read:
+//
+//   for each span:  scores [rows, 64] = query * keys         panels of keys: channel = token
+//                   softcap, mask, online softmax
+//                   sums [rows, value_dim] += scores * values  panels of values: channel = dimension
+//
+// Order of sums: a score takes dimensions in order; a span's exponentials are summed by lane, blocks in order, then
+// over lanes; sums take tokens in order, rescaled once a span. Tokens that a row does not see weigh exactly 0 and
+// leave its bits alone, so neither chunking, nor the rows around it, nor threads change them.
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "api.h"
+#include "kv_layout.h"
+#include "panel.h"
+#include "vector_math.h"
+
+namespace distllm {
+namespace {
+
+constexpr int kSpanBlocks = 4;
+constexpr int kSpanTokens = kSpanBlocks * kBlockTokens;
+constexpr int kScoreStride = kSpanTokens + 16;  // apart from a power of two, which would share cache sets
+constexpr int kUnitRows = 48;
+constexpr int kWidth = kParts == 1 ? 4 : 1;  // panels side by side in a tile
+constexpr int kTileRows = kMaxTileRows<kWidth>;
+constexpr float kLowest = -3.0e38f;
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+
+struct Call {
+  const void* query;
+  ptrdiff_t query_row_stride, query_head_stride;
+  const void *keys, *values;
+  void* out;
+  ptrdiff_t out_row_stride, out_head_stride;
+  const int32_t *query_starts, *num_computed, *block_tables;
+  ptrdiff_t table_stride;
+  const float* sinks;  // [heads], or null
+  KvLayout layout;
+  int num_sequences, num_heads;
+  float scale, softcap;  // softcap 0: none
+  int window;            // 0: none
+  int group() const { return num_heads / layout.num_kv_heads; }
+};
+
+// Query tokens [token, token + count) of one sequence.
+struct TokenRun {
+  int sequence, token, count;
+};
+
+// One unit's rows and what they have summed so far.
+template <Kind kind>
+struct Unit {
+  int num_rows, group, first_position, padded_values;
+  typename Panel<kind>::Input* query;  // tiles of [key steps][rows of the tile]
+  float *sums, *top, *total;           // [rows][padded_values], [rows], [rows]
+
+  int position(int row) const { return first_position + row / group; }
+};
+
+// One span of one sequence and kv head: what a tile of rows reads.
+template <class Weight>
+struct Span {
+  int begin;
+  const Weight* keys[kSpanBlocks];
+  const Weight* values[kSpanBlocks];
+  Weight tails[kSpanBlocks][kValuePanelSize];  // the narrow last panel of the values, widened
+};
+
+template <Kind kind>
+int query_steps(int key_dim) {
+  return (int)padded_depth((size_t)key_dim) / (kind == Kind::kBf16Dot ? 2 : 1);
+}
+
+template <Kind kind, int R, int P, class Weight>
+void score_blocks(const typename Panel<kind>::Input* query, const Weight* const* keys, int depth, float* scores) {
+  const Weight* panels[P];
+  unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { panels[p] = keys[p]; });
+  Tile<R, P> tile;
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { tile.sum[i / P][i % P] = zeros(); });
+  accumulate<kind>(tile, panels, Inputs<typename Panel<kind>::Input, 1, R>{query}, depth);
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    store(scores + (i / P) * kScoreStride + (i % P) * 16, tile.sum[i / P][i % P]);
+  });
+}
+
+// Sets scores of tokens outside [first, end) of the span to -inf.
+void mask(float* scores, int first, int end, int num_tokens) {
+  std::fill(scores, scores + std::clamp(first, 0, num_tokens), kMasked);
+  std::fill(scores + std::clamp(end, 0, num_tokens), scores + num_tokens, kMasked);
+}
+
+void cap(float* scores, int num_tokens, float scale, float softcap) {
+  const F32x16 factor = broadcast(scale), limit = broadcast(softcap), inverse = broadcast(1.0f / softcap);
+  for (int i = 0; i < num_tokens; i += 16) {
+    const F32x16 score = load(scores + i) * factor;
+    store(scores + i, softcap == 0.0f ? score : limit * tanh(score * inverse));
+  }
+}
+
+float top_of(const float* scores, int num_tokens, float top) {
+  F32x16 highest = broadcast(top);
+  for (int i = 0; i < num_tokens; i += 16) highest = max(highest, load(scores + i));
+  return max_of_lanes(highest);
+}
+
+// scores = exp(scores - top); returns their sum.
+float exponentiate(float* scores, int num_tokens, float top) {
+  F32x16 sum = zeros();
+  for (int i = 0; i < num_tokens; i += 16) {
+    const F32x16 weight = exp(load(scores + i) - broadcast(top));
+    store(scores + i, weight);
+    sum = sum + weight;
+  }
+  return sum_of_lanes(sum);
+}
+
+// Turns a tile's scores into weights and keeps each row's highest score and total; rescale[r] is the factor by which
+// row r's earlier sums shrink.
+template <Kind kind, int R>
+void weigh(const Call& call, const Unit<kind>& unit, int row, int begin, int num_tokens, float* scores,
+           float* rescale) {
+  float drop[16] = {};
+  for (int r = 0; r < R; ++r) {
+    float* const own = scores + r * kScoreStride;
+    const int position = unit.position(row + r), first = call.window ? position - call.window + 1 : 0;
+    cap(own, num_tokens, call.scale, call.softcap);
+    mask(own, first - begin, position + 1 - begin, num_tokens);
+    const float before = unit.top[row + r];
+    unit.top[row + r] = top_of(own, num_tokens, before);
+    drop[r] = before - unit.top[row + r];
+  }
+  store(rescale, exp(load(drop)));
+  for (int r = 0; r < R; ++r) {
+    const float sum = exponentiate(scores + r * kScoreStride, num_tokens, unit.top[row + r]);
+    unit.total[row + r] = unit.total[row + r] * rescale[r] + sum;
+  }
+}
+
+// sums of P panels of dimensions = sums * rescale + weights * values
+template <Kind kind, int R, int P, class Weight>
+void add_values(const typename Panel<kind>::Input* weights, const Weight* const* values, size_t offset, int num_tokens,
+                const float* rescale, float* sums, int sums_stride) {
+  constexpr int kPerStep = kind == Kind::kBf16Dot ? 2 : 1;
+  Tile<R, P> tile;
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    tile.sum[i / P][i % P] = load(sums + (i / P) * sums_stride + (i % P) * 16) * broadcast(rescale[i / P]);
+  });
+  for (int token = 0; token < num_tokens; token += kBlockTokens) {
+    const Weight* panels[P];
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      panels[p] = values[token / kBlockTokens] + offset + p * kValuePanelSize;
+    });
+    const Inputs<typename Panel<kind>::Input, kScoreStride / kPerStep, 1> inputs{weights + token / kPerStep};
+    accumulate<kind>(tile, panels, inputs, std::min(kBlockTokens, num_tokens - token));
+  }
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    store(sums + (i / P) * sums_stride + (i % P) * 16, tile.sum[i / P][i % P]);
+  });
+}
+
+// Weights as the inputs of add_values: floats as they are, or rounded to pairs of bf16.
+template <Kind kind, int R>
+auto as_inputs(float* scores, int num_tokens, int32_t* pairs) {
+  if constexpr (kind == Kind::kBf16Dot) {
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < num_tokens; i += 16)
+        store((uint16_t*)(pairs + r * (kScoreStride / 2)) + i, load(scores + r * kScoreStride + i));
+    return (const int32_t*)pairs;
+  } else {
+    (void)num_tokens, (void)pairs;
+    return (const float*)scores;
+  }
+}
+
+// One tile of R rows over one span.
+template <Kind kind, int R>
+void attend_tile(const Call& call, const Unit<kind>& unit, int row, const Span<typename Panel<kind>::Weight>& span) {
+  const int tokens = std::min(kSpanTokens, unit.position(row + R - 1) + 1 - span.begin);
+  const int blocks = (tokens + kBlockTokens - 1) / kBlockTokens, depth = (int)padded_depth((size_t)call.layout.key_dim);
+  alignas(64) float scores[R * kScoreStride];
+  alignas(64) int32_t pairs[kind == Kind::kBf16Dot ? R * kScoreStride / 2 : 1];
+  alignas(64) float rescale[16];
+  const auto* const query = unit.query + (size_t)row * query_steps<kind>(call.layout.key_dim);
+  int block = 0;
+  for (; block + kWidth <= blocks; block += kWidth)
+    score_blocks<kind, R, kWidth>(query, span.keys + block, depth, scores + block * 16);
+  for (; block < blocks; ++block) score_blocks<kind, R, 1>(query, span.keys + block, depth, scores + block * 16);
+  weigh<kind, R>(call, unit, row, span.begin, blocks * kBlockTokens, scores, rescale);
+  const auto* const weights = as_inputs<kind, R>(scores, blocks * kBlockTokens, pairs);
+  float* const sums = unit.sums + (size_t)row * unit.padded_values;
+  const int full = call.layout.full_value_panels(), stride = unit.padded_values;
+  int panel = 0;
+  const auto offset = [](int p) { return (size_t)p * kValuePanelSize; };
+  for (; panel + kWidth <= full; panel += kWidth)
+    add_values<kind, R, kWidth>(weights, span.values, offset(panel), tokens, rescale, sums + panel * 16, stride);
+  for (; panel < full; ++panel)
+    add_values<kind, R, 1>(weights, span.values, offset(panel), tokens, rescale, sums + panel * 16, stride);
+  if (call.layout.value_tail() == 0) return;
+  const typename Panel<kind>::Weight* tails[kSpanBlocks];
+  for (int i = 0; i < kSpanBlocks; ++i) tails[i] = span.tails[i];
+  add_values<kind, R, 1>(weights, tails, 0, tokens, rescale, sums + panel * 16, stride);
+}
+
+template <Kind kind>
+using AttendTile = void (*)(const Call&, const Unit<kind>&, int, const Span<typename Panel<kind>::Weight>&);
+
+template <Kind kind, int... R>
+AttendTile<kind> attend_tile_for(int rows, std::integer_sequence<int, R...>) {
+  static constexpr AttendTile<kind> table[] = {attend_tile<kind, R + 1>...};
+  return table[rows - 1];
+}
+
+DISTLLM_INLINE float as_float(float x) { return x; }
+DISTLLM_INLINE float as_float(uint16_t x) { return float_from_bf16(x); }
+
+// Tiles of a unit: as even as can be, at most kTileRows rows each.
+template <class F>
+void for_each_tile(int num_rows, const F& body) {
+  const int tiles = (num_rows + kTileRows - 1) / kTileRows;
+  for (int i = 0, row = 0; i < tiles; ++i) {
+    const int rows = num_rows / tiles + (i < num_rows % tiles);
+    body(row, rows);
+    row += rows;
+  }
+}
+
+// Arranges a unit's query rows tile by tile for the panels' inner loop.
+template <Kind kind, class T>
+void arrange_query(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+  const int first_row = call.query_starts[run.sequence] + run.token, key_dim = call.layout.key_dim;
+  const int steps = query_steps<kind>(key_dim);
+  for_each_tile(unit.num_rows, [&](int row, int rows) {
+    auto* const to = unit.query + (size_t)row * steps;
+    for (int r = 0; r < rows; ++r) {
+      const int token = first_row + (row + r) / unit.group, head = kv_head * unit.group + (row + r) % unit.group;
+      const T* const from = (const T*)call.query + token * call.query_row_stride + head * call.query_head_stride;
+      if constexpr (kind == Kind::kBf16Dot) {
+        for (int d = 0; d < key_dim; d += 2) {
+          const uint32_t low = from[d], high = d + 1 < key_dim ? from[d + 1] : 0;
+          to[(d / 2) * rows + r] = (int32_t)(low | high << 16);
+        }
+      } else {
+        for (int d = 0; d < steps; ++d) to[d * rows + r] = d < key_dim ? as_float(from[d]) : 0.0f;
+      }
+    }
+  });
+}
+
+template <class T>
+void store_row(const Call& call, const float* sums, float total, T* to) {
+  const F32x16 divisor = broadcast(total);
+  for (int d = 0; d < call.layout.value_dim; d += 16)  // + 0: a weight of 0 may have turned -0 into 0
+    store_first(to + d, load(sums + d) / divisor + zeros(), std::min(16, call.layout.value_dim - d));
+}
+
+template <Kind kind, class T>
+void store_unit(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+  for (int row = 0; row < unit.num_rows; ++row) {
+    const int token = call.query_starts[run.sequence] + run.token + row / unit.group;
+    const int head = kv_head * unit.group + row % unit.group;
+    T* const to = (T*)call.out + token * call.out_row_stride + head * call.out_head_stride;
+    store_row(call, unit.sums + (size_t)row * unit.padded_values, unit.total[row], to);
+  }
+}
+
+template <class Weight>
+void set_span(const Call& call, int sequence, int kv_head, int begin, int end, Span<Weight>& span) {
+  span.begin = begin;
+  const int32_t* const table = call.block_tables + sequence * call.table_stride;
+  for (int i = 0; i < kSpanBlocks && begin + i * kBlockTokens < end; ++i) {
+    const size_t block = (size_t)table[begin / kBlockTokens + i];
+    span.keys[i] = (const Weight*)call.keys + call.layout.key_at(block, kv_head);
+    span.values[i] = (const Weight*)call.values + call.layout.value_at(block, kv_head);
+    if (call.layout.value_tail()) call.layout.widen_tail(span.values[i], span.tails[i]);
+  }
+}
+
+// Walks the spans that any row of the unit sees; a tile sits out the spans that none of its rows see.
+template <Kind kind>
+void walk(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+  const int end = unit.position(unit.num_rows - 1) + 1;
+  const auto first_seen = [&](int row) { return call.window ? std::max(0, unit.position(row) - call.window + 1) : 0; };
+  Span<typename Panel<kind>::Weight> span;
+  for (int begin = first_seen(0) / kSpanTokens * kSpanTokens; begin < end; begin += kSpanTokens) {
+    set_span(call, run.sequence, kv_head, begin, end, span);
+    for_each_tile(unit.num_rows, [&](int row, int rows) {
+      if (unit.position(row + rows - 1) < begin || first_seen(row) >= begin + kSpanTokens) return;
+      attend_tile_for<kind>(rows, std::make_integer_sequence<int, kTileRows>{})(call, unit, row, span);
+    });
+  }
+}
+
+template <Kind kind>
+struct UnitSizes {
+  size_t query, sums, rows;
+
+  UnitSizes(const Call& call, int max_rows)
+      : query((size_t)max_rows * query_steps<kind>(call.layout.key_dim)),
+        sums((size_t)max_rows * (size_t)call.layout.padded_value_dim()),
+        rows((size_t)max_rows) {}
+  size_t total() const { return query + sums + 2 * rows; }
+};
+
+template <Kind kind, class T>
+void attend_unit(const Call& call, const TokenRun& run, int kv_head, const UnitSizes<kind>& sizes, float* scratch) {
+  const int padded_values = call.layout.padded_value_dim();
+  float* const sums = scratch + sizes.query;
+  const Unit<kind> unit{run.count * call.group(),
+                        call.group(),
+                        call.num_computed[run.sequence] + run.token,
+                        padded_values,
+                        (typename Panel<kind>::Input*)scratch,
+                        sums,
+                        sums + sizes.sums,
+                        sums + sizes.sums + sizes.rows};
+  arrange_query<kind, T>(call, run, kv_head, unit);
+  std::fill_n(unit.sums, (size_t)unit.num_rows * padded_values, 0.0f);
+  for (int row = 0; row < unit.num_rows; ++row) {
+    unit.top[row] = call.sinks ? call.sinks[kv_head * unit.group + row % unit.group] : kLowest;
+    unit.total[row] = call.sinks ? 1.0f : 0.0f;
+  }
+  walk(call, run, kv_head, unit);
+  store_unit<kind, T>(call, run, kv_head, unit);
+}
+
+// The batch cut into runs of tokens, the longest walks first.
+std::vector<TokenRun> token_runs(const Call& call, int max_tokens) {
+  std::vector<TokenRun> runs;
+  for (int s = 0; s < call.num_sequences; ++s) {
+    const int tokens = call.query_starts[s + 1] - call.query_starts[s];
+    for (int first = 0; first < tokens; first += max_tokens)
+      runs.push_back({s, first, std::min(max_tokens, tokens - first)});
+  }
+  const auto cost = [&](const TokenRun& run) {
+    return (int64_t)run.count * (call.num_computed[run.sequence] + run.token + run.count);
+  };
+  std::stable_sort(runs.begin(), runs.end(), [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  return runs;
+}
+
+template <Kind kind, class T>
+void attend(Session& session, const Call& call) {
+  const int max_tokens = std::max(1, kUnitRows / call.group());
+  const std::vector<TokenRun> runs = token_runs(call, max_tokens);
+  const UnitSizes<kind> sizes(call, max_tokens * call.group());
+  std::vector<float*> scratch((size_t)session.num_threads());
+  for (int i = 0; i < session.num_threads(); ++i) scratch[(size_t)i] = session.scratch<float>(i, sizes.total());
+  const int heads = call.layout.num_kv_heads;
+  session.for_each((int)runs.size() * heads, [&](int unit, int thread) {
+    attend_unit<kind, T>(call, runs[(size_t)(unit / heads)], unit % heads, sizes, scratch[(size_t)thread]);
+  });
+}
+
+}  // namespace
+}  // namespace distllm
+
+using namespace distllm;
+
+// query [rows, num_heads, key_dim] -> out [rows, num_heads, value_dim], both of `dtype`, over caches whose type is that
+// of `kind`. kBf16Dot needs bf16 queries.
+DISTLLM_API int distllm_attend(Pool* pool, int kind, const void* query, ptrdiff_t query_row_stride,
+                               ptrdiff_t query_head_stride, int dtype, const void* keys, const void* values, void* out,
+                               ptrdiff_t out_row_stride, ptrdiff_t out_head_stride, const int32_t* query_starts,
+                               const int32_t* num_computed, const int32_t* block_tables, ptrdiff_t table_stride,
+                               int num_sequences, int num_heads, int num_kv_heads, int key_dim, int value_dim,
+                               float scale, float softcap, int window, const float* sinks) {
+  const Call call{query,           query_row_stride, query_head_stride, keys,      values,         out,
+                  out_row_stride,  out_head_stride,  query_starts,      num_computed, block_tables, table_stride,
+                  sinks,           {num_kv_heads, key_dim, value_dim},  num_sequences, num_heads,   scale,
+                  softcap,         window};
+  const bool is_float = (DType)dtype == DType::kFloat32;
+  return guarded([&] {
+    Session session(*pool);
+    switch ((Kind)kind) {
+      case Kind::kFloat32:
+        return is_float ? attend<Kind::kFloat32, float>(session, call) : attend<Kind::kFloat32, uint16_t>(session, call);
+      case Kind::kBf16:
+        return is_float ? attend<Kind::kBf16, float>(session, call) : attend<Kind::kBf16, uint16_t>(session, call);
+      case Kind::kBf16Dot:
+        if constexpr (kHasBf16Dot) return attend<Kind::kBf16Dot, uint16_t>(session, call);
+    }
+  });
+}

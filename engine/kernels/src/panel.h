@@ -1,0 +1,134 @@
+// The one inner loop of linear layers and attention: rows of inputs times panels of sixteen channels.
+//
+//   float32 panel            bf16 panel (pairs of k side by side)
+//   k=0: c0 c1 ... c15       k=0,1: c0 c0' c1 c1' ... c15 c15'
+//   k=1: c0 c1 ... c15       k=2,3: ...
+//
+// For a linear layer a channel is an output feature and k an input feature; for scores a channel is a token of a
+// block and k a dimension of the head; for the weighted sum a channel is a dimension and k a token.
+// Order of sums: each accumulator takes k = 0, 1, 2, ... one after the other, whatever R and P, so the bits of a
+// row do not depend on the tile it is in.
+#pragma once
+
+#include <cstddef>
+
+#include "bf16.h"
+
+namespace distllm {
+
+enum class Kind : int { kFloat32 = 0, kBf16 = 1, kBf16Dot = 2 };  // the numbers that ops.py passes
+
+// What one panel stores and what one input is. bf16 dot products take inputs as pairs of bf16 in one word.
+template <Kind>
+struct Panel {
+  using Weight = uint16_t;
+  using Input = float;
+};
+template <>
+struct Panel<Kind::kFloat32> {
+  using Weight = float;
+  using Input = float;
+};
+template <>
+struct Panel<Kind::kBf16Dot> {
+  using Weight = uint16_t;
+  using Input = int32_t;
+};
+
+// Most rows of a tile that is P panels wide.
+template <int P>
+constexpr int kMaxTileRows = kMaxAccumulators / (P * kParts) < 12 ? kMaxAccumulators / (P * kParts) : 12;
+
+template <int R, int P>
+struct Tile {
+  F32x16 sum[R][P];
+};
+
+// Input of row r at step k: at[r * RowStride + k * StepStride]. A step is one k, or one pair of k for dot products.
+template <class T, int RowStride, int StepStride>
+struct Inputs {
+  const T* at;
+  DISTLLM_INLINE T operator()(int r, int step) const { return at[r * RowStride + (ptrdiff_t)step * StepStride]; }
+};
+
+template <int R, int P, class X>
+DISTLLM_INLINE void step_of_one(Tile<R, P>& tile, const F32x16 (&weight)[P], X inputs, int k) {
+  unrolled<R>([&](auto r) DISTLLM_INLINE_LAMBDA {
+    const F32x16 x = broadcast(inputs(r, k));
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { tile.sum[r][p] = fma(weight[p], x, tile.sum[r][p]); });
+  });
+}
+
+constexpr size_t kPrefetchBytes = 2048;
+
+template <int R, int P, class X>
+DISTLLM_INLINE void accumulate_float32(Tile<R, P>& tile, const float* const (&panels)[P], X inputs, int depth) {
+  for (int k = 0; k < depth; ++k) {
+    F32x16 weight[P];
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { 
+      weight[p] = load(panels[p] + (size_t)k * 16); 
+      __builtin_prefetch((const char*)(panels[p] + (size_t)k * 16) + kPrefetchBytes);
+    });
+    step_of_one(tile, weight, inputs, k);
+  }
+}
+
+template <int R, int P, class X>
+DISTLLM_INLINE void accumulate_bf16(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth) {
+  F32x16 weight[P];
+  for (int k = 0; k + 1 < depth; k += 2) {
+    Bf16Pairs pairs[P];
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      pairs[p] = load_pairs(panels[p] + (size_t)k * 16);
+      __builtin_prefetch((const char*)(panels[p] + (size_t)k * 16) + kPrefetchBytes);
+    });
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = low_halves(pairs[p]); });
+    step_of_one(tile, weight, inputs, k);
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = high_halves(pairs[p]); });
+    step_of_one(tile, weight, inputs, k + 1);
+  }
+  if (depth % 2) {
+    const size_t last = (size_t)(depth - 1) * 16;
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = low_halves(load_pairs(panels[p] + last)); });
+    step_of_one(tile, weight, inputs, depth - 1);
+  }
+}
+
+template <int R, int P, class X>
+DISTLLM_INLINE void dot_step(Tile<R, P>& tile, const Bf16Pairs (&weight)[P], X inputs, int step) {
+  unrolled<R>([&](auto r) DISTLLM_INLINE_LAMBDA {
+    const int32_t x = inputs(r, step);
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { tile.sum[r][p] = dot_pairs(tile.sum[r][p], weight[p], x); });
+  });
+}
+
+template <int R, int P, class X>
+DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth) {
+  Bf16Pairs weight[P];
+  for (int step = 0; step < depth / 2; ++step) {
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      weight[p] = load_pairs(panels[p] + (size_t)step * 32);
+      __builtin_prefetch((const char*)(panels[p] + (size_t)step * 32) + kPrefetchBytes);
+    });
+    dot_step(tile, weight, inputs, step);
+  }
+  if (depth % 2) {
+    const size_t last = (size_t)(depth - 1) * 16;
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = without_high_halves(load_pairs(panels[p] + last)); });
+    dot_step(tile, weight, inputs, depth / 2);
+  }
+}
+
+// tile += inputs * panels over k = 0 .. depth - 1. An odd depth reads the last pair's lower half only.
+template <Kind kind, int R, int P, class X>
+DISTLLM_INLINE void accumulate(Tile<R, P>& tile, const typename Panel<kind>::Weight* const (&panels)[P], X inputs,
+                               int depth) {
+  if constexpr (kind == Kind::kFloat32)
+    accumulate_float32(tile, panels, inputs, depth);
+  else if constexpr (kind == Kind::kBf16)
+    accumulate_bf16(tile, panels, inputs, depth);
+  else
+    accumulate_dot(tile, panels, inputs, depth);
+}
+
+}  // namespace distllm
