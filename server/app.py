@@ -1,0 +1,40 @@
+"""The HTTP application: routes, and the layers around them. Starts nothing; the launcher owns the engine."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from distllm.server.auth import AuthMiddleware
+from distllm.server.error_boundary import ErrorBoundary
+from distllm.server.errors import handle_error
+from distllm.server.handlers import chat, completions, health, meta, models, tokenization
+from distllm.server.http_metrics import HttpMetricsMiddleware
+from distllm.server.metrics import Metrics
+from distllm.server.ports import Engine
+from distllm.server.request_id import RequestIdMiddleware
+from distllm.server.service import Service
+from distllm.server.settings import FrontEndSettings, SamplingDefaults
+from distllm.server.tokenizer import Tokenizer
+
+
+def create_app(
+    engine: Engine, tokenizer: Tokenizer, settings: FrontEndSettings, defaults: SamplingDefaults | None = None
+) -> FastAPI:
+    """The app over a started engine; requests that come before it is ready get 503."""
+    metrics = Metrics(engine, settings.model_names[0])
+    app = FastAPI(title="distllm", redirect_slashes=False)
+    app.state.service = Service(
+        engine=engine,
+        tokenizer=tokenizer,
+        settings=settings,
+        defaults=defaults or SamplingDefaults(),
+        metrics=metrics,
+    )
+    for handler in (completions, chat, models, tokenization, health, meta):
+        app.include_router(handler.router)
+    app.add_exception_handler(HTTPException, handle_error)
+    # the last one added is the outermost
+    app.add_middleware(AuthMiddleware, api_keys=settings.api_keys)
+    app.add_middleware(ErrorBoundary)
+    app.add_middleware(HttpMetricsMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)
+    return app

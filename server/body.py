@@ -1,0 +1,42 @@
+"""Reads a request body as JSON, within a limit that is enforced before the body has been read whole."""
+
+import re
+
+from starlette.requests import Request
+
+from distllm.server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from distllm.server.protocol.json_body import JsonObject, parse_json_object
+
+_JSON_TYPE = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
+_UTF8_CHARSET = re.compile(r"""charset\s*=\s*["']?utf-?8["']?""", re.IGNORECASE)
+
+
+async def read_json(request: Request, max_bytes: int) -> JsonObject:
+    """Raises BodyTooLarge, UnsupportedMediaType or InvalidRequest."""
+    _check_content_type(request.headers.get("content-type", ""))
+    _check_content_length(request.headers.get("content-length"), max_bytes)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+    return parse_json_object(bytes(body))
+
+
+def _check_content_type(content_type: str) -> None:
+    """A missing type passes as JSON; a wrong one does not, least of all a form's, which a web page may send."""
+    if not content_type:
+        return
+    media_type, *parameters = (part.strip() for part in content_type.split(";"))
+    charsets = [parameter for parameter in parameters if parameter.lower().startswith("charset")]
+    if not _JSON_TYPE.fullmatch(media_type) or not all(map(_UTF8_CHARSET.fullmatch, charsets)):
+        raise UnsupportedMediaType(content_type)
+
+
+def _check_content_length(length: str | None, max_bytes: int) -> None:
+    if length is None:
+        return
+    if not (length.isascii() and length.isdigit()):
+        raise InvalidRequest("Content-Length must be a number of bytes")
+    if len(length) > 18 or int(length) > max_bytes:
+        raise BodyTooLarge(max_bytes)

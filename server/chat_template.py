@@ -1,0 +1,106 @@
+"""Where a checkpoint keeps its chat template, and how a conversation becomes a prompt string.
+
+Hugging Face puts templates in chat_template.jinja, chat_template.json, additional_chat_templates/*.jinja and, as a
+string or a list of named ones, in tokenizer_config.json; files of their own win. The sandbox is
+transformers'.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from distllm.server.errors import InvalidRequest
+
+Message = dict[str, str]
+
+
+class NoChatTemplate(InvalidRequest):
+    """The checkpoint has no chat template, so a conversation cannot become a prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this model's tokenizer has no chat template; use /v1/completions, or start the server with "
+            "--chat-template FILE",
+            "messages",
+            "no_chat_template",
+        )
+
+
+class ChatTemplate:
+    """A Jinja template and the special tokens it may name. Safe to use from several threads."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        self._knows_developer = "developer" in source
+
+    def render(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The prompt string. Raises InvalidRequest with the template's own words when it refuses."""
+        with self.refusals():
+            rendered, _ = render_jinja_template(
+                [self.prepare(messages)],
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **self._special_tokens | dict(variables),
+            )
+        return str(rendered[0])
+
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turns what a template raises about its input into InvalidRequest."""
+        try:
+            yield
+        except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", "messages", "chat_template_error"
+            ) from None
+
+    def prepare(self, messages: list[Message]) -> list[Message]:
+        """Messages under roles that the template knows: OpenAI's developer is the system elsewhere."""
+        if self._knows_developer:
+            return messages
+        return [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
+
+
+def find_template_source(directory: Path) -> str | None:
+    """The default chat template of a checkpoint directory; None when it has none. Raises ValueError."""
+    named = _from_config(directory / "tokenizer_config.json")
+    named |= _from_config(directory / "chat_template.json")
+    folder = directory / "additional_chat_templates"
+    named |= {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jinja"))}
+    if (path := directory / "chat_template.jinja").is_file():
+        named["default"] = path.read_text(encoding="utf-8")
+    if "default" in named or len(named) != 1:
+        return named.get("default")
+    return next(iter(named.values()))
+
+
+def _from_config(path: Path) -> dict[str, str]:
+    """Templates of a JSON file's `chat_template`, by name."""
+    if not path.is_file():
+        return {}
+    try:
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+    match template:
+        case str():
+            return {"default": template}
+        case [*entries]:
+            return {entry["name"]: entry["template"] for entry in entries}
+        case dict():
+            return dict(template)
+        case _:
+            return {}

@@ -1,0 +1,97 @@
+"""One client's request in flight: submitted to the engine prompt by prompt, read back as one run of deltas.
+
+Owns the engine streams; leaving the block aborts whatever still runs.
+"""
+
+import secrets
+import time
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from distllm.scheduler.messages import EngineRequest, SequenceStart
+from distllm.server.choice import Choice, ChoiceDelta
+from distllm.server.merge import MergedStream
+from distllm.server.metrics import Metrics
+from distllm.server.plan import GenerationPlan, PromptPlan
+from distllm.server.ports import Engine
+from distllm.server.prompt_run import PromptRun
+from distllm.server.protocol.responses import PromptTokensDetails, Usage
+from distllm.server.tokenizer import Tokenizer
+
+
+class Generation:
+    """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
+
+    Choice j of prompt i has index i * num_sampled + j. Starting raises what Engine.submit raises, iterating
+    GenerationFailed.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, plan: GenerationPlan, request_id: str
+    ) -> None:
+        self.plan = plan
+        self.request_id = request_id
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._runs: list[PromptRun] = []
+        self._stack = AsyncExitStack()
+        self._merged: MergedStream
+
+    async def start(self) -> None:
+        """Submit every prompt, or none."""
+        try:
+            for number, prompt in enumerate(self.plan.prompts):
+                self._runs.append(await self._start(number, prompt))
+            self._merged = await self._stack.enter_async_context(MergedStream([run.stream for run in self._runs]))
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[ChoiceDelta]:
+        number, output = await self._merged.__anext__()
+        return self._runs[number].accept(output)
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [choice for run in self._runs for choice in run.choices]
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_prompt = sum(len(prompt.token_ids) for prompt in self.plan.prompts)
+        num_completion = sum(choice.num_tokens for choice in self.choices)
+        num_cached = sum(run.num_cached_tokens for run in self._runs)
+        return Usage(num_prompt, num_completion, num_prompt + num_completion, PromptTokensDetails(num_cached))
+
+    async def _start(self, number: int, prompt: PromptPlan) -> PromptRun:
+        num_sampled = self.plan.num_sampled
+        request = EngineRequest(
+            request_id=f"{self.request_id}-{number}",
+            prompt_ids=prompt.token_ids,
+            params=prompt.params,
+            seed=secrets.randbits(63) if self.plan.seed is None else self.plan.seed,
+            sequences=[SequenceStart(index) for index in range(num_sampled)],
+            priority=self.plan.priority,
+            arrival_s=time.time(),
+        )
+        stream = await self._stack.enter_async_context(self._engine.submit(request))
+        observer = self._stack.enter_context(self._metrics.observe(len(prompt.token_ids), num_sampled))
+        choices = [
+            Choice(number * num_sampled + index, self.plan, prompt, self._tokenizer) for index in range(num_sampled)
+        ]
+        return PromptRun(choices, stream, observer, self.plan, prompt)

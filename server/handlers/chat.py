@@ -1,0 +1,62 @@
+"""POST /v1/chat/completions."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from distllm.server.body import read_json
+from distllm.server.disconnect import unless_disconnected
+from distllm.server.handlers.chat_chunks import ChatChunks
+from distllm.server.handlers.collect import collect
+from distllm.server.handlers.json_response import json_response
+from distllm.server.handlers.openapi import describe
+from distllm.server.plan import GenerationPlan, check_num_choices
+from distllm.server.protocol.chat import ChatCompletionRequest
+from distllm.server.protocol.validation import validate
+from distllm.server.service import Service, service_of
+from distllm.server.streaming import GenerationStream, frames
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", openapi_extra=describe(ChatCompletionRequest))
+async def create_chat_completion(request: Request) -> Response:
+    """OpenAI's chat completion: the assistant's next message."""
+    service = service_of(request)
+    asked = validate(ChatCompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked.check()
+    service.check_model(asked.model)
+    generation = service.generation(await plan_chat(service, asked), "chatcmpl")
+    chunks = ChatChunks(generation, service, asked)
+    await generation.start()
+    if asked.stream:
+        events = frames(generation, chunks.opening(), chunks.of, chunks.closing)
+        return GenerationStream(generation, events, service.settings.keep_alive_s)
+    async with generation:
+        choices = await unless_disconnected(request.receive, collect(generation))
+    return json_response(chunks.whole(choices))
+
+
+async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:
+    """The conversation as one prompt within the model's limits. Raises InvalidRequest, InvalidParameter."""
+    n = asked.n or 1
+    check_num_choices(1, n, service.settings.max_choices)
+    limits = service.limits
+    max_tokens = asked.asked_max_tokens
+    params = asked.sampling_params(
+        service.defaults,
+        max_tokens=service.defaults.max_tokens if max_tokens is None else max_tokens,
+        logprobs=asked.num_top_logprobs,
+    )
+    limits.check_params(params)
+    token_ids = await service.encode_chat(asked)
+    return GenerationPlan(
+        prompts=(limits.plan_prompt(token_ids, None, params, "messages", asked.max_tokens_field),),
+        n=n,
+        num_sampled=n,
+        seed=asked.seed,
+        stop=asked.stop,
+        include_stop=bool(asked.include_stop_str_in_output),
+        skip_special_tokens=asked.skip_special_tokens is not False,
+        num_top_logprobs=asked.num_top_logprobs,
+        priority=asked.priority or 0,
+    )

@@ -1,0 +1,69 @@
+"""Deltas of a generation as OpenAI's text_completion objects."""
+
+import time
+from collections.abc import Iterator
+
+from msgspec import UNSET, UnsetType
+
+from distllm.server.choice import ChoiceDelta, ScoredToken
+from distllm.server.generation import Generation
+from distllm.server.handlers.collect import CollectedChoice
+from distllm.server.logprob_text import completion_logprobs
+from distllm.server.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from distllm.server.protocol.sampling import SamplingFields
+from distllm.server.service import Service
+
+
+class CompletionChunks:
+    """One response's objects: all carry the same id, time and model."""
+
+    def __init__(self, generation: Generation, service: Service, asked: SamplingFields) -> None:
+        self._generation = generation
+        self._tokenizer = service.tokenizer
+        self._num_top = generation.plan.num_top_logprobs
+        self._model = asked.model
+        self._fingerprint = service.fingerprint
+        self._created = int(time.time())
+        self._include_usage = asked.include_usage
+
+    def of(self, delta: ChoiceDelta) -> Iterator[Completion]:
+        """A chunk of text where there is some, and one of "" that says why a choice has ended."""
+        if delta.text or delta.tokens:
+            logprobs = self._logprobs(delta.tokens) if delta.tokens else None
+            yield self._chunk(CompletionChoice(delta.text, delta.index, logprobs, None))
+        if delta.finish_reason is not None:
+            yield self._chunk(CompletionChoice("", delta.index, None, delta.finish_reason))
+
+    def closing(self) -> Iterator[Completion]:
+        """The usage, where it was asked for."""
+        if self._include_usage:
+            yield self._completion([], self._generation.usage())
+
+    def whole(self, choices: list[CollectedChoice]) -> Completion:
+        """The answer in one piece."""
+        return self._completion(
+            [
+                CompletionChoice(choice.text, choice.index, self._logprobs(choice.tokens), choice.finish_reason)
+                for choice in choices
+            ],
+            self._generation.usage(),
+        )
+
+    def _chunk(self, choice: CompletionChoice) -> Completion:
+        return self._completion([choice], None if self._include_usage else UNSET)
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
+        return Completion(
+            id=self._generation.request_id,
+            object="text_completion",
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _logprobs(self, tokens: list[ScoredToken]) -> CompletionLogprobs | None:
+        if self._num_top is None:
+            return None
+        return completion_logprobs(self._tokenizer, tokens, self._num_top)

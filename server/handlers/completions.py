@@ -1,0 +1,75 @@
+"""POST /v1/completions."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from distllm.server.body import read_json
+from distllm.server.disconnect import unless_disconnected
+from distllm.server.handlers.collect import collect
+from distllm.server.handlers.completion_chunks import CompletionChunks
+from distllm.server.handlers.json_response import json_response
+from distllm.server.handlers.openapi import describe
+from distllm.server.plan import GenerationPlan, Limits, PromptPlan, check_num_choices
+from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from distllm.server.protocol.validation import validate
+from distllm.server.service import Service, service_of
+from distllm.server.streaming import GenerationStream, frames
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", openapi_extra=describe(CompletionRequest))
+async def create_completion(request: Request) -> Response:
+    """OpenAI's completion: text goes on from a prompt."""
+    service = service_of(request)
+    asked = validate(CompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked.check()
+    service.check_model(asked.model)
+    generation = service.generation(await plan_completion(service, asked), "cmpl")
+    chunks = CompletionChunks(generation, service, asked)
+    await generation.start()
+    if asked.stream:
+        events = frames(generation, (), chunks.of, chunks.closing)
+        return GenerationStream(generation, events, service.settings.keep_alive_s)
+    async with generation:
+        choices = await unless_disconnected(request.receive, collect(generation))
+    return json_response(chunks.whole(choices))
+
+
+async def plan_completion(service: Service, asked: CompletionRequest) -> GenerationPlan:
+    """Prompts as token ids within the model's limits. Raises InvalidRequest, InvalidParameter."""
+    check_num_choices(len(asked.prompt), asked.num_sampled, service.settings.max_choices)
+    limits = service.limits
+    return GenerationPlan(
+        prompts=await _plan_prompts(service, asked, limits),
+        n=asked.n or 1,
+        num_sampled=asked.num_sampled,
+        seed=asked.seed,
+        stop=asked.stop,
+        include_stop=bool(asked.include_stop_str_in_output),
+        skip_special_tokens=asked.skip_special_tokens is not False,
+        echo=bool(asked.echo),
+        num_top_logprobs=asked.logprobs,
+        priority=asked.priority or 0,
+    )
+
+
+async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limits) -> tuple[PromptPlan, ...]:
+    is_ranked = asked.num_sampled > (asked.n or 1)
+    max_tokens = asked.max_tokens
+    if max_tokens is None and service.defaults.max_tokens is not None:
+        max_tokens = service.defaults.max_tokens
+    params = asked.sampling_params(
+        service.defaults,
+        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        logprobs=0 if asked.logprobs is None and is_ranked else asked.logprobs,
+        prompt_logprobs=asked.logprobs if asked.echo else None,
+    )
+    limits.check_params(params)
+    plans = []
+    for number, prompt in enumerate(asked.prompt):
+        field = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = await service.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        plans.append(limits.plan_prompt(token_ids, text, params, field, "max_tokens"))
+    return tuple(plans)

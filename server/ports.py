@@ -1,0 +1,45 @@
+"""What the front end asks of an engine: scheduler.client.EngineClient, or the small one that tests have."""
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from distllm.engine.interface import ExecutorInfo
+from distllm.scheduler.client import EngineState
+from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput
+from distllm.scheduler.stats import EngineStats
+
+
+class OutputStream(Protocol):
+    """Outputs of one request. Leaving the block aborts whatever has not finished."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    async def __anext__(self) -> SequenceOutput: ...
+
+    def abort_sequence(self, index: int) -> None: ...
+
+
+class Engine(Protocol):
+    """Runs requests. `submit` raises QueueFull, EngineDraining or EngineUnavailable; `info` EngineUnavailable."""
+
+    stats: EngineStats
+    loading: Loading | None
+    num_restarts: int
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def info(self) -> ExecutorInfo: ...
+
+    @property
+    def seconds_since_progress(self) -> float: ...
+
+    def submit(self, request: EngineRequest) -> OutputStream: ...

@@ -1,0 +1,75 @@
+"""What every handler needs: the engine, the tokenizer, the settings, and how a body becomes a generation."""
+
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from distllm.server.errors import InvalidRequest, ModelNotFound
+from distllm.server.generation import Generation
+from distllm.server.metrics import Metrics
+from distllm.server.plan import GenerationPlan, Limits
+from distllm.server.ports import Engine
+from distllm.server.protocol.chat import ChatPrompt
+from distllm.server.settings import FrontEndSettings, SamplingDefaults
+from distllm.server.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One served model."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    settings: FrontEndSettings
+    defaults: SamplingDefaults
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def limits(self) -> Limits:
+        """Raises EngineUnavailable before the model is loaded."""
+        return Limits.of(self.engine.info)
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's system_fingerprint: equal where model and numerics are, so that equal seeds give equal text."""
+        info = self.engine.info
+        text = f"{self.settings.model_names[0]} {info.model_type} {info.dtype} {info.numerics}"
+        return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound for a model that is not served; None stands for whichever is."""
+        if name is not None and name not in self.settings.model_names:
+            raise ModelNotFound(name, self.settings.model_names)
+
+    async def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt; an empty one is the start of a document. Raises InvalidRequest."""
+        token_ids = await self.tokenizer.encode(text)
+        if token_ids:
+            return token_ids
+        if self.tokenizer.document_start is None:
+            raise InvalidRequest("prompt is empty, and this model has no token that begins a document", "prompt")
+        return [self.tokenizer.document_start]
+
+    async def encode_chat(self, asked: ChatPrompt) -> list[int]:
+        """Token ids of a conversation. Raises NoChatTemplate or InvalidRequest."""
+        continues = bool(asked.continue_final_message)
+        adds = not continues if asked.add_generation_prompt is None else asked.add_generation_prompt
+        return await self.tokenizer.encode_chat(
+            [message.for_template() for message in asked.messages], adds, continues, asked.chat_template_kwargs
+        )
+
+    def generation(self, plan: GenerationPlan, prefix: str) -> Generation:
+        """A generation under a fresh id such as cmpl-..., not yet entered."""
+        request_id = f"{prefix}-{uuid.uuid4().hex}"
+        return Generation(self.engine, self.tokenizer, self.metrics, plan, request_id)
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that handles this request."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service

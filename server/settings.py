@@ -1,0 +1,44 @@
+"""What the HTTP front end needs to know beside its engine and its tokenizer: frozen values, resolved."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndSettings:
+    """`model_names[0]` is the name in answers; every one is accepted in requests.
+
+    No `api_keys` means that no key is asked for. `keep_alive_s` is the silence after which a stream carries a
+    comment, 0 for none. `stall_s` is how long work may wait without a finished step before /health says so.
+    `max_choices` bounds prompts x max(n, best_of) of one request.
+    """
+
+    model_names: tuple[str, ...]
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_choices: int = 1024
+    keep_alive_s: float = 15.0
+    stall_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.model_names or not all(self.model_names):
+            raise ValueError("model_names must hold at least one name, and no empty one")
+        if self.max_body_bytes < 1 or self.max_choices < 1:
+            raise ValueError("max_body_bytes and max_choices must be at least 1")
+        if self.keep_alive_s < 0 or self.stall_s <= 0:
+            raise ValueError("keep_alive_s must be at least 0 and stall_s above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a request that leaves a field out gets; from the checkpoint's generation_config.
+
+    `max_tokens` None means each endpoint's own: 16 for completions, the rest of the context for chat.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    eos_token_ids: tuple[int, ...] = ()

@@ -1,0 +1,68 @@
+"""A generation as server-sent events: frames as they come, an error frame when it fails, [DONE] at the end.
+
+Knows nothing of what the frames mean.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import anyio
+import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from distllm.server.choice import ChoiceDelta
+from distllm.server.errors import GenerationFailed, error_frame
+from distllm.server.generation import Generation
+
+logger = logging.getLogger("distllm.server")
+
+DONE = b"data: [DONE]\n\n"
+
+
+class GenerationStream(EventSourceResponse):
+    """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away."""
+
+    def __init__(self, generation: Generation, frames: AsyncIterator[bytes], keep_alive_s: float) -> None:
+        super().__init__(
+            frames, ping=keep_alive_s, sep="\n", ping_message_factory=lambda: ServerSentEvent(comment="keep-alive")
+        )
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._generation:
+            await super().__call__(scope, receive, send)
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        """Live streams outlast SIGTERM: the server drains, and the engine ends what does not end in time."""
+        await anyio.sleep_forever()
+
+
+async def frames(
+    generation: Generation,
+    opening: Iterable[msgspec.Struct],
+    chunk_of: Callable[[ChoiceDelta], Iterable[msgspec.Struct]],
+    closing: Callable[[], Iterable[msgspec.Struct]],
+) -> AsyncIterator[bytes]:
+    """Opening chunks, the chunks of every delta, closing chunks, [DONE]. A failure is one error frame instead of
+    the rest."""
+    encoder = msgspec.json.Encoder()
+    try:
+        for chunk in opening:
+            yield frame(encoder, chunk)
+        async for deltas in generation:
+            for delta in deltas:
+                for chunk in chunk_of(delta):
+                    yield frame(encoder, chunk)
+        for chunk in closing():
+            yield frame(encoder, chunk)
+    except Exception as error:
+        if not isinstance(error, GenerationFailed):
+            logger.error("%s failed in the middle of its stream", generation.request_id, exc_info=error)
+        yield error_frame(error)
+    yield DONE
+
+
+def frame(encoder: msgspec.json.Encoder, chunk: msgspec.Struct) -> bytes:
+    """One event."""
+    return b"data: " + encoder.encode(chunk) + b"\n\n"
