@@ -67,7 +67,7 @@ def _receive_forever(channel: BlockingChannel[ToEngine], inbox: "SimpleQueue[ToE
 
 
 def _leave_signals_to_the_front_end() -> None:
-    """A terminal or service manager signals the whole group; the front end drains and then shuts us down."""
+    """A service manager signals every process; the front end drains and then shuts this one down."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -29,6 +29,7 @@ class EngineProcess:
                 *(sys.executable, "-m", "distllm.scheduler.process", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is the front end's to handle
             )
         ours.setblocking(False)
         channel: AsyncChannel[FromEngine] = await AsyncChannel.open(ours, FromEngine)

@@ -10,6 +10,8 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from distllm import __version__
+from distllm.clients import Client
+from distllm.clients.options import ChatOptions, CompletionOptions
 from distllm.server.config import InvalidSettings, Section, fields, is_repeatable, load_settings, sections
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -26,8 +28,8 @@ The OpenAI-compatible inference server for whatever hardware you have.
 """
 
 _SERVE_EPILOG = """\
-Each flag may also be set as an environment variable (--max-num-seqs: DISTLLM_MAX_NUM_SEQS) or in a YAML file given by
---config or DISTLLM_CONFIG (scheduler: {max_num_seqs: 8}). Flags win over variables, variables over the file.
+Each flag may also be set as an environment variable (--max-num-seqs: DISTLLM_MAX_NUM_SEQS) or in a YAML file
+given by --config or DISTLLM_CONFIG (scheduler: {max_num_seqs: 8}). Flags win over variables, they over the file.
 """
 
 
@@ -153,11 +155,23 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from distllm.clients.chat import run_chat
+
+    with _client(arguments) as client:
+        options = ChatOptions(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
+        return run_chat(client, system=arguments.system, options=options)
 
 
 def _complete(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from distllm.clients.complete import run_complete
+
+    with _client(arguments) as client:
+        options = CompletionOptions(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
+        return run_complete(client, arguments.prompt, options=options)
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    return Client(arguments.url, model=arguments.model, api_key=arguments.api_key)
 
 
 def _complain(message: str, status: int) -> int:

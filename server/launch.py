@@ -1,0 +1,164 @@
+"""Starts the server: model, engine, HTTP; and ends them in order. Owns nothing that outlives the command."""
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.config import EngineConfig
+from distllm.engine.embedded import checkpoint_path
+from distllm.engine.generation import load_generation_defaults
+from distllm.engine.hub import ModelNotFound, resolve
+from distllm.scheduler.client import EngineClient, EngineUnavailable
+from distllm.scheduler.config import SchedulerConfig
+from distllm.scheduler.messages import StartEngine
+from distllm.server.app import create_app
+from distllm.server.config import Settings
+from distllm.server.draining import DrainingServer
+from distllm.server.loading_bar import LoadingBar
+from distllm.server.settings import FrontEndSettings, SamplingDefaults
+from distllm.server.slow_tokenizer import TokenizerError
+from distllm.server.tokenizer import Tokenizer
+
+logger = logging.getLogger("distllm.server")
+
+EMBEDDED_MODEL_NAME = "distllm-embedded"
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message is one line that names the remedy."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal ends it. Returns the exit status."""
+    logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        checkpoint = find_checkpoint(settings)
+        with _listen(settings.server.host, settings.server.port) as listener:
+            asyncio.run(_serve(settings, checkpoint, listener))
+    except (CannotServe, ModelNotFound, CheckpointError, TokenizerError, EngineUnavailable) as error:
+        sys.stderr.write(f"distllm: {error}\n")
+        return 1
+    return 0
+
+
+def find_checkpoint(settings: Settings) -> Path:
+    """The directory of the model to serve, fetched if need be. Raises ModelNotFound."""
+    if settings.model.model is None:
+        return checkpoint_path()
+    return resolve(settings.model.model, settings.model.revision)
+
+
+def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
+    """What the engine process must know."""
+    engine, scheduler = settings.engine, settings.scheduler
+    return StartEngine(
+        engine=EngineConfig(
+            model=str(checkpoint),
+            device=engine.device,
+            dtype=settings.model.dtype,
+            max_model_len=settings.model.max_model_len,
+            kv_cache_bytes=None if engine.kv_cache_memory is None else int(engine.kv_cache_memory * 2**30),
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=scheduler.max_num_batched_tokens,
+            num_threads=engine.num_threads,
+            attention_backend=engine.attention_backend,
+        ),
+        scheduler=SchedulerConfig(
+            max_num_seqs=scheduler.max_num_seqs,
+            max_num_batched_tokens=scheduler.max_num_batched_tokens,
+            max_waiting=scheduler.max_waiting,
+            enable_prefix_caching=scheduler.prefix_caching,
+        ),
+        log_level=settings.server.log_level,
+    )
+
+
+async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:
+    """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
+    started_s = time.monotonic()
+    bar = LoadingBar()
+    engine = EngineClient(start_message(settings, checkpoint), bar)
+    await engine.start()
+    try:
+        app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
+        http = DrainingServer(_uvicorn_config(app), engine, settings.server.drain_s)
+        serving = asyncio.create_task(http.serve([listener]), name="http")
+        ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
+        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        bar.close()
+        if ready.done():
+            await _announce(ready, engine, _url(listener), time.monotonic() - started_s, http)
+        await serving
+        ready.cancel()
+    finally:
+        await engine.stop()
+
+
+async def _announce(
+    ready: "asyncio.Task[None]", engine: EngineClient, url: str, start_s: float, http: DrainingServer
+) -> None:
+    """Say that requests are welcome. Raises EngineUnavailable where the engine could not start."""
+    try:
+        await ready
+    except EngineUnavailable:
+        http.should_exit = True
+        raise
+    info = engine.info
+    sys.stdout.write(
+        f"{info.model_type} in {info.dtype} on {info.device} ({info.kernels}), "
+        f"{info.num_blocks * info.block_size} tokens of KV cache, {info.max_model_len} a request\n"
+        f"ready at {url} after {start_s:.1f} s\n"
+    )
+    sys.stdout.flush()
+
+
+def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> FastAPI:
+    template = settings.model.chat_template
+    tokenizer = Tokenizer.load(checkpoint, None if template is None else _read_template(template))
+    defaults = asdict(load_generation_defaults(checkpoint))
+    max_tokens = defaults.pop("max_new_tokens")
+    front_end = FrontEndSettings(
+        model_names=settings.server.served_model_name or (model_name(settings),),
+        api_keys=settings.server.api_key,
+        max_body_bytes=int(settings.server.max_body_mb * 2**20),
+        keep_alive_s=settings.server.keep_alive_s,
+        stall_s=settings.server.stall_s,
+    )
+    return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
+
+
+def model_name(settings: Settings) -> str:
+    """The name in the API: what the user asked for, as written."""
+    return settings.model.model or EMBEDDED_MODEL_NAME
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotServe(f"--chat-template {path} cannot be read: {error}") from None
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=5)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise CannotServe(f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port") from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
