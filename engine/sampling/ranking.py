@@ -17,7 +17,7 @@ def block_maxima(values: Tensor) -> Tensor:
     """Largest value of each block: float32 [rows, vocab] -> [rows, ceil(vocab / BLOCK_WIDTH)]; NaN spreads."""
     num_whole = values.shape[-1] // BLOCK_WIDTH
     whole, tail = values[:, : num_whole * BLOCK_WIDTH], values[:, num_whole * BLOCK_WIDTH :]
-    maxima = whole.reshape(-1, num_whole, BLOCK_WIDTH).amax(-1)
+    maxima = whole.view(len(values), num_whole, BLOCK_WIDTH).amax(-1)
     return torch.cat((maxima, tail.amax(-1, keepdim=True)), dim=-1) if tail.shape[-1] else maxima
 
 
