@@ -115,6 +115,18 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
             *[_POINTER, _POINTER, _POINTER, _STRIDE, *[_INT] * 5, c_float, c_float, _INT, _POINTER],
         ],
     ),
+    # pool, x and strides, dtype, weight, dtype, Gemma's way, eps, out, rows, heads, width
+    "rms_norm": (
+        _INT,
+        [_POINTER, _POINTER, _STRIDE, _STRIDE, _INT, _POINTER, _INT, _INT, c_float, _POINTER, _INT, _INT, _INT],
+    ),
+    # pool, activation, x, stride, dtype, out, rows, width
+    "gated": (_INT, [_POINTER, _INT, _POINTER, _STRIDE, _INT, _POINTER, _INT, _INT]),
+    # pool, x and strides, dtype, cos, sin, stride, rows, heads, width
+    "rotary": (
+        _INT,
+        [_POINTER, _POINTER, _STRIDE, _STRIDE, _INT, _POINTER, _POINTER, _STRIDE, _INT, _INT, _INT],
+    ),
 }
 
 

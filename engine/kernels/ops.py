@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.kernels.library import KernelLibrary, KernelsUnavailable, load_library
 from distllm.engine.kernels.packed import Bf16Variant, PackedLinear
 from distllm.engine.kernels.timing import faster_variant
+
+NormStyle = Literal["llama", "gemma"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOAT32, _BF16, _BF16_DOT = 0, 1, 2  # kinds of panels, as panel.h numbers them
@@ -215,6 +218,67 @@ class CpuKernels:
             *(block_tables.data_ptr(), block_tables.stride(0), num_sequences, num_heads, num_kv_heads),
             *(key_dim, value_dim, scale, softcap or 0.0, sliding_window or 0),
             None if sinks is None else sinks.data_ptr(),
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, style: NormStyle = "llama") -> Tensor:
+        """x [T, H] or [T, heads, H], normed over H in float32: a new tensor of x's type.
+
+        "llama": weight * normed.to(x.dtype). "gemma": (normed * (1 + weight)).to(x.dtype).
+        """
+        _check_dtype("weight", weight)
+        heads = x.unsqueeze(1) if x.dim() == 2 else x
+        _check_heads("x", heads)
+        num_rows, num_heads, width = heads.shape
+        if weight.shape != (width,) or weight.stride(0) != 1:
+            raise ValueError(f"weight: expected {width} contiguous elements, got {_describe(weight)}")
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self._call(
+            "rms_norm",
+            *(heads.data_ptr(), heads.stride(0), heads.stride(1), _DTYPES[x.dtype]),
+            *(weight.data_ptr(), _DTYPES[weight.dtype], style == "gemma", eps),
+            *(out.data_ptr(), num_rows, num_heads, width),
+        )
+        return out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of rows gate_up [T, 2 I]: [T, I]. The first factor is rounded to the rows' type."""
+        return self._gated(0, gate_up)
+
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
+        """As silu_mul, with the tanh form of GELU."""
+        return self._gated(1, gate_up)
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Turns x [T, heads, dim] in place by cos and sin [T, width], width <= dim, of x's type.
+
+        transformers' rotate-half convention; dimensions past `width` stay. x may be a view, as of fused qkv.
+        """
+        _check_heads("x", x)
+        num_rows, num_heads, dim = x.shape
+        for name, table in (("cos", cos), ("sin", sin)):
+            _check_rows(name, table, cos.shape[-1])
+            if table.shape[0] != num_rows or table.dtype != x.dtype or table.stride(0) != cos.stride(0):
+                raise ValueError(f"{name}: {_describe(table)} does not go with x: {_describe(x)}")
+        width = cos.shape[1]
+        if width > dim or width % 2:
+            raise ValueError(f"cos: cannot turn {width} of {dim} dimensions; the width must be even and fit")
+        self._call(
+            "rotary",
+            *(x.data_ptr(), x.stride(0), x.stride(1), _DTYPES[x.dtype]),
+            *(cos.data_ptr(), sin.data_ptr(), cos.stride(0), num_rows, num_heads, width),
+        )
+
+    def _gated(self, activation: int, gate_up: Tensor) -> Tensor:
+        _check_rows("gate_up", gate_up, gate_up.shape[-1])
+        num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        if gate_up.shape[1] % 2:
+            raise ValueError(f"gate_up: expected an even number of columns, got {gate_up.shape[1]}")
+        out = torch.empty(num_rows, width, dtype=gate_up.dtype)
+        self._call(
+            "gated",
+            *(activation, gate_up.data_ptr(), gate_up.stride(0), _DTYPES[gate_up.dtype]),
+            *(out.data_ptr(), num_rows, width),
         )
         return out
 

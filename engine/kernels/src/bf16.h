@@ -36,36 +36,42 @@ DISTLLM_INLINE F32x16 load(const uint16_t* from) {
   });
 }
 
+// The bf16 nearest to each lane, in the lower half of its word.
+DISTLLM_INLINE Words nearest_bf16(Floats x) {
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  const Bits bits = (Bits)x;
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits quiet_nan = (bits >> 16) | 0x40;
+  const Bits is_nan = (Bits)(x != x);
+  return (Words)((quiet_nan & is_nan) | (rounded & ~is_nan));
+}
+
 DISTLLM_INLINE void store(uint16_t* to, const F32x16& x) {
   Halves halves[kParts];
   unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
-    typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
-    const Bits bits = (Bits)x.part[i];
-    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Bits quiet_nan = (bits >> 16) | 0x40;
-    const Bits is_nan = (Bits)(x.part[i] != x.part[i]);
-    halves[i] = __builtin_convertvector((quiet_nan & is_nan) | (rounded & ~is_nan), Halves);
+    halves[i] = __builtin_convertvector(nearest_bf16(x.part[i]), Halves);
   });
   std::memcpy(to, halves, sizeof halves);
 }
 
 // x as it reads back after being stored as T.
-DISTLLM_INLINE F32x16 rounded_to(const F32x16& x, const float*) { return x; }
-DISTLLM_INLINE F32x16 rounded_to(const F32x16& x, const uint16_t*) {
-  uint16_t stored[16];
-  store(stored, x);
-  return load(stored);
+template <class T>
+DISTLLM_INLINE F32x16 rounded_to(const F32x16& x) {
+  if constexpr (sizeof(T) == 4) return x;
+  return each_part([&](auto i) DISTLLM_INLINE_LAMBDA { return (Floats)(nearest_bf16(x.part[i]) << 16); });
 }
 
 // The first `count` of sixteen elements; the others read as 0.
 template <class T>
 DISTLLM_INLINE F32x16 load_first(const T* from, int count) {
+  if (count == 16) return load(from);
   T padded[16] = {};
   std::memcpy(padded, from, (size_t)count * sizeof(T));
   return load(padded);
 }
 template <class T>
 DISTLLM_INLINE void store_first(T* to, const F32x16& x, int count) {
+  if (count == 16) return store(to, x);
   T padded[16];
   store(padded, x);
   std::memcpy(to, padded, (size_t)count * sizeof(T));

@@ -129,10 +129,7 @@ void finish(const Call& call, const float* total, int total_stride, int row, int
       const float* const at = total + r * total_stride + f;
       const F32x16 sum = call.bias ? load(at) + bias : load(at);
       T* const to = (T*)call.out + (row + r) * call.out_stride + feature + f;
-      if (count == kPanelWidth)
-        store(to, sum);
-      else
-        store_first(to, sum, count);
+      store_first(to, sum, count);
     }
   }
 }
