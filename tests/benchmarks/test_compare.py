@@ -1,0 +1,59 @@
+"""The comparison's own logic, with contenders that answer at once."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks import compare
+from benchmarks.dialects import DIALECTS
+from benchmarks.load import Target
+from benchmarks.prompts import Prompt
+from benchmarks.rounds import Round
+from benchmarks.synthetic_tokenizer import synthetic_tokenizer
+
+if TYPE_CHECKING:
+    from tests.benchmarks.conftest import StubServer
+
+
+def test_contenders_are_measured_in_turn_and_their_medians_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_tokenizer(20_000).save(str(tmp_path / "tokenizer.json"))
+    order: list[str] = []
+
+    def contender(name: str, *throughputs: float) -> object:
+        values = iter(throughputs)
+
+        def measure() -> Round:
+            order.append(name)
+            return Round(output_throughput=next(values))
+
+        return measure
+
+    contenders = {"ours": contender("ours", 90, 120, 100), "theirs": contender("theirs", 10, 9, 11)}
+    monkeypatch.setattr(compare, "_contenders", lambda *_: contenders)
+    results = tmp_path / "results"
+    assert compare.main(["--model", str(tmp_path), "--results", str(results), "--rounds", "3"]) == 0
+    assert order == ["ours", "theirs"] * 3
+    saved = json.loads((results / "compare.json").read_text())
+    assert saved["times_better"] == {"theirs": {"output_throughput": 10.0}}
+    assert "| output tokens/s, whole run | 100 | 10 (10x) |" in (results / "compare.md").read_text()
+    assert (results / "compare.png").stat().st_size > 5_000
+    assert "round 3, theirs" in capsys.readouterr().out
+
+
+def test_a_failed_request_ends_the_comparison(stub: "StubServer") -> None:
+    stub.failing = {0: "refuse"}
+    target = Target(base_url=stub.url, model="stub", dialect=DIALECTS["vllm"])
+    with pytest.raises(compare.LoadFailedError, match="the queue is full"):
+        compare._run(target, [Prompt([1], 1)])
+
+
+def test_decode_throughput_is_one_token_of_each_stream_in_a_median_tpot(stub: "StubServer") -> None:
+    target = Target(base_url=stub.url, model="stub", dialect=DIALECTS["vllm"])
+    result = asyncio.run(compare.run_load(target, [Prompt([1], 4)] * 3, [0.0] * 3))
+    summary = compare.summarize(result, compare.Goals())
+    assert compare._decode_throughput(summary) == pytest.approx(3 * 1000 / summary.tpot.median)
