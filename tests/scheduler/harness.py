@@ -28,7 +28,7 @@ def make_request(
     **params: Any,
 ) -> EngineRequest:
     """`n` new sequences, or those of `outputs` with the tokens that they have. `params` as in SamplingParams."""
-    known = dict.fromkeys(range(n), []) if outputs is None else outputs
+    known = {index: list[int]() for index in range(n)} if outputs is None else outputs
     return EngineRequest(
         request_id,
         list(prompt_ids),

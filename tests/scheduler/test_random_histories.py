@@ -1,6 +1,7 @@
 """Thousands of random histories: every token must be that of an undisturbed run, every block accounted for."""
 
 from collections import Counter
+from itertools import product
 from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
@@ -32,26 +33,27 @@ configs = st.fixed_dictionaries(
         "enable_prefix_caching": st.sampled_from([True, True, False]),
     }
 )
-# Prompts are beginnings of two texts that part in their second block, with a tail of their own at times.
-prompts = st.builds(
-    lambda text, length, tail: [*range(6), *range(text, text + 34)][:length] + tail,
-    st.sampled_from([100, 200]),
-    st.integers(1, 40),
-    st.lists(st.integers(300, 302), max_size=3),
-)
-requests = st.fixed_dictionaries(
-    {
-        "prompt_ids": prompts,
-        "n": st.sampled_from([1, 1, 1, 2, 3, 5]),
-        "seed": st.integers(0, 3),
-        "priority": st.sampled_from([0, 0, 0, 1, -1]),
-        "cache_salt": st.sampled_from(["", "", "", "tenant"]),
-        "max_tokens": st.sampled_from([0, 1, 4, 9, 20, None]),
-        "stop_token_ids": st.sampled_from([(), STOP_IDS]),
-        "logprobs": st.sampled_from([None, 0]),
-        "prompt_logprobs": st.sampled_from([None, None, 0]),
-    }
-)
+# Prompts are beginnings of two texts that part in their second block, at times with a tail of their own.
+PROMPTS = [
+    [*range(6), *range(text, text + 34)][:length] + tail
+    for length in range(1, 41)
+    for text in (100, 200)
+    for tail in ([], [300], [301, 300])
+]
+PARAMETERS = {
+    "n": (1, 2, 3, 5),
+    "priority": (0, 1, -1),
+    "cache_salt": ("", "tenant"),
+    "max_tokens": (0, 1, 4, 9, 20, None),
+    "stop_token_ids": ((), STOP_IDS),
+    "logprobs": (None, 0),
+    "prompt_logprobs": (None, 0),
+}
+VARIANTS = [dict(zip(PARAMETERS, values, strict=True)) for values in product(*PARAMETERS.values())]
+# Few draws, for they cost more than the scheduler does.
+prompts = st.sampled_from(PROMPTS)
+variants = st.sampled_from(VARIANTS)
+num_known = st.lists(st.integers(0, 12), min_size=1, max_size=3)
 
 
 class History(RuleBasedStateMachine):
@@ -68,20 +70,19 @@ class History(RuleBasedStateMachine):
         self.num_added = 0
         self.seen["histories"] += 1
 
-    @rule(request=requests)
-    def add(self, request: dict[str, Any]) -> None:
-        self._add(make_request(f"r{self.num_added}", arrival_s=1.0 + self.num_added, **request))
+    @rule(prompt_ids=prompts, variant=variants)
+    def add(self, prompt_ids: list[int], variant: dict[str, Any]) -> None:
+        self._add(make_request(f"r{self.num_added}", prompt_ids, **variant))
 
-    @rule(request=requests, num_known=st.lists(st.integers(0, 12), min_size=1, max_size=3))
-    def resubmit(self, request: dict[str, Any], num_known: list[int]) -> None:
+    @rule(prompt_ids=prompts, variant=variants, num_known=num_known)
+    def resubmit(self, prompt_ids: list[int], variant: dict[str, Any], num_known: list[int]) -> None:
         """As after an engine's death: sequences with the tokens that they had."""
-        fresh = make_request(f"r{self.num_added}", arrival_s=1.0 + self.num_added, **request)
+        request = make_request(f"r{self.num_added}", prompt_ids, **variant)
         known = {}
         for index, count in enumerate(num_known):
-            outputs, _ = undisturbed(fresh, index, self.max_len)
+            outputs, _ = undisturbed(request, index, self.max_len)
             known[index] = outputs[: min(count, len(outputs) - 1)] if outputs else []
-        del request["n"]
-        self._add(make_request(fresh.request_id, arrival_s=fresh.arrival_s, outputs=known, **request))
+        self._add(make_request(request.request_id, prompt_ids, outputs=known, **variant))
 
     def _add(self, request: EngineRequest) -> None:
         self.num_added += 1
@@ -161,13 +162,15 @@ class History(RuleBasedStateMachine):
         assert first.prompt_logprobs == (prompt_scores(request) if asked else None)
         assert first.num_cached_tokens is not None
         assert 0 <= first.num_cached_tokens <= len(request.prompt_ids)
-        assert all(output.prompt_logprobs is output.num_cached_tokens is None for output in others)
+        for output in others:
+            assert output.prompt_logprobs is None
+            assert output.num_cached_tokens is None
         self.seen["prompts scored"] += asked
 
 
 def test_random_histories_answer_as_undisturbed_runs_and_keep_the_books() -> None:
     History.seen.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         History,
         settings=settings(
             max_examples=NUM_HISTORIES,

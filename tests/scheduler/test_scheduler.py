@@ -1,7 +1,5 @@
 """What each request gets, alone and beside others."""
 
-import pytest
-
 from tests.scheduler.harness import Harness
 
 
