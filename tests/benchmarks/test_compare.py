@@ -1,6 +1,5 @@
 """The comparison's own logic, with contenders that answer at once."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks import compare
+from benchmarks.answers import Answer
 from benchmarks.dialects import DIALECTS
-from benchmarks.load import Target
+from benchmarks.load import LoadResult, Target
+from benchmarks.metrics import Goals, summarize
 from benchmarks.prompts import Prompt
 from benchmarks.rounds import Round
 from benchmarks.synthetic_tokenizer import synthetic_tokenizer
@@ -52,8 +53,12 @@ def test_a_failed_request_ends_the_comparison(stub: "StubServer") -> None:
         compare._run(target, [Prompt([1], 1)])
 
 
-def test_decode_throughput_is_one_token_of_each_stream_in_a_median_tpot(stub: "StubServer") -> None:
-    target = Target(base_url=stub.url, model="stub", dialect=DIALECTS["vllm"])
-    result = asyncio.run(compare.run_load(target, [Prompt([1], 4)] * 3, [0.0] * 3))
-    summary = compare.summarize(result, compare.Goals())
-    assert compare._decode_throughput(summary) == pytest.approx(3 * 1000 / summary.tpot.median)
+def test_decode_throughput_is_one_token_of_each_stream_in_a_median_tpot() -> None:
+    answers = [Answer(0.0, (0.5, 0.5 + tpot_s), 1, 2, True) for tpot_s in (0.02, 0.04, 0.05)]
+    summary = summarize(LoadResult(answers, 1.0, 0.0), Goals())
+    assert compare._decode_throughput(summary) == pytest.approx(3 / 0.04)
+
+
+def test_answers_of_one_token_have_no_decode_throughput() -> None:
+    summary = summarize(LoadResult([Answer(0.0, (0.5,), 1, 1, True)], 1.0, 0.0), Goals())
+    assert compare._decode_throughput(summary) is None
