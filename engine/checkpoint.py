@@ -84,7 +84,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if isinstance(quantization, dict):
         method = quantization.get("quant_method", "unknown")
         raise CheckpointError(f"{path} is quantized ({method}); serve the checkpoint in bfloat16 instead")
-    tensors = {tensor.name: tensor for shard in _find_shards(path) for tensor in _read_header(shard)}
+    tensors = {tensor.name: tensor for shard in find_shards(path) for tensor in _read_header(shard)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     return Checkpoint(path, config, tensors)
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _find_shards(path: Path) -> list[Path]:
+def find_shards(path: Path) -> list[Path]:
     """The safetensors files that hold the model's weights, every one of them present."""
     if (path / INDEX_NAME).is_file():
         weight_map = read_json(path / INDEX_NAME).get("weight_map")

@@ -1,12 +1,9 @@
-"""Resolves `auto` to a device and a number type."""
+"""Resolves which device serves and what it has free."""
 
 import torch
 
-from distllm.engine.checkpoint import Checkpoint, CheckpointError
-from distllm.engine.config import DeviceName, DtypeName
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED_DTYPES = {"F32": torch.float32, "F64": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+from distllm.engine.config import DeviceName
+from distllm.engine.memory import measure_free_host_bytes
 
 
 def resolve_device(name: DeviceName) -> torch.device:
@@ -18,17 +15,9 @@ def resolve_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def resolve_dtype(name: DtypeName, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """`auto` keeps the type in which most of the weights are stored; on a CPU float16 becomes bfloat16."""
-    if name != "auto":
-        return _DTYPES[name]
-    num_bytes: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
-        num_bytes[tensor.dtype] = num_bytes.get(tensor.dtype, 0) + tensor.num_bytes
-    stored = max(num_bytes, key=lambda dtype: num_bytes[dtype])
-    if stored not in _STORED_DTYPES:
-        raise CheckpointError(
-            f"{checkpoint.path} stores its weights as {stored}; float32, bfloat16 and float16 are served"
-        )
-    dtype = _STORED_DTYPES[stored]
-    return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
+def measure_free_bytes(device: torch.device) -> int:
+    """Memory of the device that could be taken now, counting what torch holds without using it."""
+    if device.type != "cuda":
+        return measure_free_host_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

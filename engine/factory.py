@@ -4,47 +4,55 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
-from distllm.engine.attention.registry import choose_backend
 from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
-from distllm.engine.device import resolve_device, resolve_dtype
+from distllm.engine.device import measure_free_bytes, resolve_device
+from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.injection.attention import PagedCache, attach
-from distllm.engine.injection.probe import discover_layers
+from distllm.engine.injection.injector import fuse_modules
+from distllm.engine.injection.packing import pack_weights
+from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
+from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.kv_cache import PoolNeed, block_bytes, size_pool
 from distllm.engine.loading import load_config, load_model
-from distllm.engine.memory import measure_free_bytes
 from distllm.engine.model_runner import ModelRunner
+from distllm.engine.self_check import check_forward, plain_logits
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the fraction of it that is done."""
+"""Called with what is being done and the fraction of it that is done, in [0, 1]."""
 
 
 def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
-    """Load `config.model` and size its KV pool.
+    """Load `config.model`, put the kernels under it and size its KV pool.
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
     started_s = time.monotonic()
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(Path(config.model))
-    dtype = resolve_dtype(config.dtype, checkpoint, device)
+    dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
+    compute = choose_compute(config, device, dtype)
     on_progress("reading the checkpoint", 0.0)
     model = load_model(checkpoint, load_config(checkpoint), dtype, device)
+    freeze_rotary(model, max_model_len)
     layers = discover_layers(model)
-    shapes = [layer.shape for layer in layers]
-    backend = choose_backend(device)
-    need = PoolNeed(block_bytes(shapes, dtype), max_model_len, config.max_num_seqs)
+    weight_bytes = _inject_weights(model, compute, on_progress)
+    expected = plain_logits(model)
+    if compute.kernels is not None:
+        layers = fuse_modules(model, layers, compute.kernels)
+    on_progress("sizing the KV cache", 1.0)
+    need = _pool_need(config, model, layers, max_model_len)
     num_blocks = size_pool(config, need, measure_free_bytes(device))
-    cache = PagedCache(backend, shapes, num_blocks, dtype)
-    for layer, paged in zip(layers, cache.layers, strict=True):
-        attach(layer.module, paged)
-    on_progress("ready", 1.0)
+    runner = ModelRunner(model, _attach_cache(layers, compute, num_blocks, dtype))
+    check_forward(model, runner, expected)
     info = ExecutorInfo(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
@@ -53,14 +61,42 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
         model_type=model.config.model_type,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        kernels=backend.name,
-        numerics="torch",
-        weight_bytes=_weight_bytes(model),
+        kernels=compute.name,
+        numerics=compute.numerics,
+        weight_bytes=weight_bytes,
         kv_block_bytes=need.block_bytes,
         load_s=time.monotonic() - started_s,
     )
-    return LocalExecutor(ModelRunner(model, cache), info)
+    return LocalExecutor(runner, info)
 
 
-def _weight_bytes(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def _inject_weights(model: PreTrainedModel, compute: Compute, on_progress: Progress) -> int:
+    """Pack the weights where there are kernels. Returns the bytes that all weights take."""
+    packed_bytes = 0
+    if compute.kernels is not None:
+        torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
+        packed_bytes = pack_weights(model, compute.kernels, lambda done: on_progress("packing the weights", done))
+    return packed_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
+
+
+def _pool_need(
+    config: EngineConfig, model: PreTrainedModel, layers: list[DiscoveredLayer], max_model_len: int
+) -> PoolNeed:
+    shapes = [layer.shape for layer in layers]
+    text = model.config.get_text_config()
+    widest = max(text.vocab_size, 16 * text.hidden_size)
+    return PoolNeed(
+        block_bytes=block_bytes(shapes, model.dtype),
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        activation_bytes=2 * config.max_num_batched_tokens * widest * torch.float32.itemsize,
+    )
+
+
+def _attach_cache(
+    layers: list[DiscoveredLayer], compute: Compute, num_blocks: int, dtype: torch.dtype
+) -> PagedCache:
+    cache = PagedCache(compute.attention, [layer.shape for layer in layers], num_blocks, dtype)
+    for layer, paged in zip(layers, cache.layers, strict=True):
+        attach(layer.module, paged)
+    return cache

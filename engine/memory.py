@@ -1,18 +1,14 @@
-"""Measures the memory that could be taken now, on a CUDA device or on this machine within the process's cgroup."""
+"""Measures the memory that could be taken now on this machine, within the process's cgroup. Never imports torch."""
 
 from pathlib import Path
 
 import psutil
-import torch
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
-def measure_free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused_by_torch)
+def measure_free_host_bytes() -> int:
+    """What is free or could be freed without swapping, under the tightest limit that holds."""
     return min([int(psutil.virtual_memory().available), *_cgroup_headrooms(_CGROUP_ROOT, _own_cgroup())])
 
 

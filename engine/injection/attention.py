@@ -98,27 +98,10 @@ def detach(module: nn.Module) -> None:
     module.__dict__.pop(_LAYER_ATTRIBUTE, None)
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float | None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """query, key, value [1, heads, num_tokens, dim] -> [1, num_tokens, num_heads, value_dim]."""
+def attend(module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
+    """Store the rows' keys and values and attend: [num_tokens, heads, dim] -> [num_tokens, heads, value_dim]."""
     layer: AttentionLayer = module.__dict__[_LAYER_ATTRIBUTE]
-    call = AttentionCall(
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-    )
-    rows = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return layer.attend(*rows, call).unsqueeze(0)
+    return layer.attend(query, keys, values, call)
 
 
 def _attend(
@@ -133,19 +116,22 @@ def _attend(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    """transformers' side of `attend`: tensors are [1, heads, num_tokens, dim], the result has tokens first."""
     if attention_mask is not None:
-        raise NotImplementedError("attends with a mask of its own")
-    output = attend(
-        module,
-        query,
-        key,
-        value,
-        scaling=scaling,
+        raise NotImplementedError("it attends with a mask of its own")
+    call = AttentionCall(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
     )
-    return output, None
+    return attend(module, _as_rows(query), _as_rows(key), _as_rows(value), call).unsqueeze(0), None
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """[1, heads, num_tokens, dim] -> [num_tokens, heads, dim] with `dim` contiguous, a view where it can be."""
+    rows = tensor.squeeze(0).transpose(0, 1)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

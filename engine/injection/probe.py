@@ -5,15 +5,19 @@ with the reason rather than served wrongly.
 """
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from distllm.engine.attention.interface import AttentionCall
 from distllm.engine.checkpoint import CheckpointError
-from distllm.engine.injection.attention import ATTENTION_NAME, LayerShape, attach, detach
+from distllm.engine.injection.attention import LayerShape, attach, detach
 
 _PAGED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "attention"})
 
@@ -40,6 +44,23 @@ class _Recorder:
         return query.new_zeros(*query.shape[:2], shape.value_dim)
 
 
+class _WithoutProducts(TorchFunctionMode):
+    """Answers matrix products with zeros of the right shape, so that a probe reads no weights."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear:
+            return args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
+        if func is torch.addmm:
+            return args[1].new_zeros(args[1].shape[0], args[2].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
 def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
     """The attending modules in the order in which they are called. Raises CheckpointError."""
     _check_signature(model)
@@ -47,9 +68,10 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
     for module in model.modules():
         attach(module, _Recorder(module, layers))
     try:
-        forward(model, torch.tensor([[0, 0]]), torch.tensor([[0, 1]]), torch.tensor([1]))
+        with _WithoutProducts():
+            forward(model, torch.tensor([[0, 0]]), torch.tensor([[0, 1]]), torch.tensor([1]))
     except NotImplementedError as error:
-        raise _refusal(model, str(error)) from None
+        raise refusal(model, str(error)) from None
     finally:
         for module in model.modules():
             detach(module)
@@ -60,32 +82,20 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
 @torch.inference_mode()
 def forward(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, rows: Tensor) -> Tensor:
     """Logits of the given rows of one flattened batch: [1, num_tokens] -> [num_rows, vocab_size]."""
-    device = model.device
-    output = model(
-        input_ids=input_ids.to(device),
-        position_ids=position_ids.to(device),
-        use_cache=False,
-        logits_to_keep=rows.to(device),
-    )
+    output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=rows)
     logits: Tensor = output.logits[0]
     return logits
 
 
-def plain_logits(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
-    """Logits of the last of a few tokens by transformers' own attention: [vocab_size]."""
-    model.set_attn_implementation("eager")
-    try:
-        ids = torch.tensor([token_ids])
-        return forward(model, ids, torch.arange(len(token_ids)).unsqueeze(0), torch.tensor([len(token_ids) - 1]))[0]
-    finally:
-        model.set_attn_implementation(ATTENTION_NAME)
+def refusal(model: PreTrainedModel, reason: str) -> CheckpointError:
+    return CheckpointError(f"{type(model).__name__} cannot be served: {reason}")
 
 
 def _check_signature(model: PreTrainedModel) -> None:
     accepted = inspect.signature(model.forward).parameters
     for name in ("position_ids", "logits_to_keep"):
         if name not in accepted:
-            raise _refusal(model, f"its forward takes no {name}")
+            raise refusal(model, f"its forward takes no {name}")
 
 
 def _check_layers(model: PreTrainedModel, layers: list[DiscoveredLayer]) -> None:
@@ -93,17 +103,13 @@ def _check_layers(model: PreTrainedModel, layers: list[DiscoveredLayer]) -> None
     layer_types = getattr(config, "layer_types", None) or []
     unknown = sorted(set(layer_types) - _PAGED_LAYER_TYPES)
     if unknown:
-        raise _refusal(model, f"it has layers of type {unknown[0]}")
+        raise refusal(model, f"it has layers of type {unknown[0]}")
     if len(layers) != config.num_hidden_layers:
-        raise _refusal(
-            model, f"{config.num_hidden_layers} layers called the attention interface {len(layers)} times"
+        raise refusal(
+            model, f"its {config.num_hidden_layers} layers called the attention interface {len(layers)} times"
         )
     if len({id(layer.module) for layer in layers}) != len(layers):
-        raise _refusal(model, "several layers share one attention module")
-    for layer_type, layer in zip(layer_types, layers, strict=False):
-        if (layer_type == "sliding_attention") != (layer.call.sliding_window is not None):
-            raise _refusal(model, "its layers do not say how far they see")
-
-
-def _refusal(model: PreTrainedModel, reason: str) -> CheckpointError:
-    return CheckpointError(f"{type(model).__name__} cannot be served: {reason}")
+        raise refusal(model, "several of its layers share one attention module")
+    for layer_type, layer in zip(layer_types, layers, strict=bool(layer_types)):
+        if layer_type == "sliding_attention" and layer.call.sliding_window is None:
+            raise refusal(model, "it has sliding windows and does not tell the attention interface")

@@ -1,0 +1,100 @@
+"""Finds a checkpoint: a local directory as it is, or a hub name fetched as needed. Never imports torch."""
+
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, find_shards
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SMALL_FILES = [
+    "config.json",
+    "generation_config.json",
+    INDEX_NAME,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+]
+
+
+class ModelNotFound(Exception):
+    """There is no such checkpoint, here or on the hub; the message is one line that says what to do."""
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The directory of a checkpoint whose files are all there.
+
+    `model` is a directory, or a hub name such as "owner/name", of which only config, tokenizer, chat templates and
+    the safetensors that its index names are fetched, with progress bars. Raises ModelNotFound.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return _check_directory(directory)
+    if directory.exists():
+        raise ModelNotFound(f"{model} is a file; give the checkpoint's directory")
+    if not _HUB_NAME.fullmatch(model):
+        raise ModelNotFound(f"there is no directory {model}, and it is no hub name such as owner/name")
+    return _fetch(model, revision)
+
+
+def _check_directory(directory: Path) -> Path:
+    if not (directory / "config.json").is_file():
+        raise ModelNotFound(f"{directory} has no config.json; is it a Hugging Face checkpoint?")
+    try:
+        find_shards(directory)
+    except CheckpointError as error:
+        raise ModelNotFound(str(error)) from None
+    return directory
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """First the small files, then the weights that the index among them names, all of one commit."""
+    try:
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))
+        snapshot_download(name, revision=directory.name, allow_patterns=_weight_files(directory))
+    except OfflineModeIsEnabled:
+        raise ModelNotFound(f"{name} is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it") from None
+    except GatedRepoError:
+        raise ModelNotFound(f"{name} is gated: accept its terms on the hub and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise ModelNotFound(f"the hub knows no {name}; a private model needs HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise ModelNotFound(f"{name} has no revision {revision}") from None
+    except (LocalEntryNotFoundError, RevisionResolutionError):
+        raise ModelNotFound(_unreachable(name)) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelNotFound(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from None
+    return _check_directory(directory)
+
+
+def _weight_files(directory: Path) -> list[str]:
+    index = directory / INDEX_NAME
+    if not index.is_file():
+        return [WEIGHTS_NAME]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise ModelNotFound(f"{index} is not an index of safetensors files") from None
+
+
+def _unreachable(name: str) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return f"{name} is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it"
+    return f"{name} is not on this machine and {constants.ENDPOINT} cannot be reached; give a local directory"

@@ -1,0 +1,58 @@
+"""Puts the CPU kernels under a model, once its weights are packed: replaces the modules that policies name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from distllm.engine.injection.fused import FusedAttention, FusedGatedMLP, FusedRMSNorm
+from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.injection.policies import (
+    GATE_UP,
+    GATED_ACTIVATIONS,
+    GATED_MLP,
+    QKV,
+    RMS_NORM,
+    ROTARY_ATTENTION,
+)
+from distllm.engine.injection.probe import DiscoveredLayer
+from distllm.engine.kernels.ops import CpuKernels
+
+
+def fuse_modules(model: nn.Module, layers: Sequence[DiscoveredLayer], kernels: CpuKernels) -> list[DiscoveredLayer]:
+    """Replace what policies name in `model`. Returns `layers` with the modules that attend from now on."""
+    for name, module in list(model.named_modules()):
+        replacement = _fused_norm(module, kernels) or _fused_mlp(module, kernels)
+        if replacement is not None:
+            model.set_submodule(name, replacement)
+    names = {id(module): name for name, module in model.named_modules()}
+    return [_fuse_attention(model, names[id(layer.module)], layer, kernels) for layer in layers]
+
+
+def _fused_norm(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
+    style = RMS_NORM.get(type(module).__name__)
+    return None if style is None else FusedRMSNorm(module, style, kernels)
+
+
+def _fused_mlp(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
+    if type(module).__name__ not in GATED_MLP or not _are_packed_together(module, GATE_UP):
+        return None
+    kernel = GATED_ACTIVATIONS.get(type(module.act_fn).__name__)
+    if kernel is None:
+        return None
+    gate: Callable[[Tensor], Tensor] = getattr(kernels, kernel)
+    return FusedGatedMLP(module, gate)
+
+
+def _fuse_attention(model: nn.Module, name: str, layer: DiscoveredLayer, kernels: CpuKernels) -> DiscoveredLayer:
+    is_fusible = type(layer.module).__name__ in ROTARY_ATTENTION and _are_packed_together(layer.module, QKV)
+    if not is_fusible or layer.shape.key_dim != layer.shape.value_dim:
+        return layer
+    fused = FusedAttention(layer.module, layer.shape, layer.call, kernels)
+    model.set_submodule(name, fused)
+    return replace(layer, module=fused)
+
+
+def _are_packed_together(module: nn.Module, names: Sequence[str]) -> bool:
+    weights = [module.get_submodule(name).weight for name in names]
+    return all(isinstance(weight, PackedWeight) and weight.rows is not None for weight in weights)

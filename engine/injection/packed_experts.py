@@ -1,0 +1,76 @@
+"""Mixture of experts on packed weights: a token's experts are summed in one order, whatever is in the batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.integrations.moe import ExpertsInterface
+
+from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.kernels.ops import CpuKernels
+
+EXPERTS_NAME = "distllm_packed"
+_PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+def register_experts() -> None:
+    """Make `EXPERTS_NAME` known to transformers."""
+    ExpertsInterface.register(EXPERTS_NAME, _forward)
+
+
+def pack_experts(module: nn.Module, kernels: CpuKernels) -> int:
+    """Replace the experts' weights by lists of packed ones; returns the bytes that were packed."""
+    num_bytes = 0
+    for name in _PROJECTIONS:
+        weights = module._parameters.get(name)
+        if weights is None:
+            continue
+        packed = [_pack(weight, kernels, is_transposed=bool(module.is_transposed)) for weight in weights]
+        num_bytes += weights.nbytes
+        del module._parameters[name], weights
+        setattr(module, name, packed)
+    return num_bytes
+
+
+def _pack(weight: Tensor, kernels: CpuKernels, *, is_transposed: bool) -> PackedWeight:
+    return PackedWeight(kernels, kernels.pack_linear(weight.T if is_transposed else weight))
+
+
+def _forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """hidden_states [num_tokens, hidden], top_k_* [num_tokens, k] -> [num_tokens, hidden].
+
+    A token's contributions are added in the order of its k choices.
+    """
+    num_tokens, top_k = top_k_index.shape
+    contributions = hidden_states.new_empty(num_tokens * top_k, hidden_states.shape[-1])
+    for expert, slots in _slots_by_expert(top_k_index):
+        contributions[slots] = _run_expert(module, expert, hidden_states[slots // top_k])
+    weighted = contributions.view(num_tokens, top_k, -1) * top_k_weights.unsqueeze(-1)
+    total = weighted[:, 0]
+    for choice in range(1, top_k):
+        total = total + weighted[:, choice]
+    return total.to(hidden_states.dtype)
+
+
+def _slots_by_expert(top_k_index: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each expert that was chosen, with the places in the flattened `top_k_index` that chose it."""
+    order = top_k_index.reshape(-1).argsort(stable=True)
+    start = 0
+    for expert, count in enumerate(top_k_index.reshape(-1).bincount().tolist()):
+        if count:
+            yield expert, order[start : start + count]
+        start += count
+
+
+def _run_expert(module: Any, expert: int, x: Tensor) -> Tensor:
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+    inner = _project(module, name, expert, x)
+    inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    output = _project(module, "down_proj", expert, inner)
+    return module.post_expert_norm(output) if module.has_post_expert_norm else output
+
+
+def _project(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
+    weight: PackedWeight = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return weight.project(x, bias)

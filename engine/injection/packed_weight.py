@@ -1,0 +1,114 @@
+"""A weight that lives in the CPU kernels' panels and stands in for the dense one in transformers' modules.
+
+torch hands a call to `__torch_function__` of any argument that has it. So nn.Linear, Conv1D, routers and tied
+embeddings work unchanged on a PackedWeight, and the dense weight need not exist.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distllm.engine.kernels.ops import CpuKernels
+from distllm.engine.kernels.packed import PackedLinear
+
+
+class PackedWeight:
+    """A weight [out_features, in_features], or rows of one where several were packed as one.
+
+    `is_transposed` shows it as [in_features, out_features], as Conv1D keeps its weight.
+    """
+
+    def __init__(
+        self,
+        kernels: CpuKernels,
+        panels: PackedLinear,
+        rows: slice | None = None,
+        *,
+        is_transposed: bool = False,
+    ) -> None:
+        self.kernels = kernels
+        self.panels = panels
+        self.rows = rows
+        self.is_transposed = is_transposed
+
+    @property
+    def shape(self) -> torch.Size:
+        num_rows = self.panels.out_features if self.rows is None else self.rows.stop - self.rows.start
+        sizes = (num_rows, self.panels.in_features)
+        return torch.Size(reversed(sizes) if self.is_transposed else sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.panels.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.panels.panels.device
+
+    @property
+    def num_bytes(self) -> int:
+        return self.panels.num_bytes
+
+    def float(self) -> "PackedWeight":
+        """Itself: the kernels multiply float32 inputs with the weight's exact values."""
+        return self
+
+    def to(self, dtype: torch.dtype) -> "PackedWeight":
+        if dtype not in (self.dtype, torch.float32):
+            raise TypeError(f"a packed weight of {self.dtype} cannot become {dtype}")
+        return self
+
+    def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        rows = x.reshape(-1, self.panels.in_features)
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
+        if self.rows is None:
+            output = self.kernels.linear(rows, self.panels, bias)
+        else:
+            output = self.kernels.linear(rows, self.panels)[:, self.rows]
+            output = output if bias is None else output + bias
+        return output.view(*x.shape[:-1], output.shape[-1])
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Rows of the weight, as they were packed: int64 [...] -> [..., in_features]."""
+        first = 0 if self.rows is None else self.rows.start
+        rows = self.kernels.linear_rows(self.panels, ids.reshape(-1) + first)
+        return rows.view(*ids.shape, rows.shape[-1])
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        stand_in = _STAND_INS.get(func)
+        if stand_in is None:
+            name = getattr(func, "__name__", str(func))
+            raise NotImplementedError(f"uses a weight in {name}, which has no kernel")
+        return stand_in(*args, **(kwargs or {}))
+
+
+def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    return weight.project(x, bias)
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: PackedWeight) -> Tensor:
+    assert weight.is_transposed
+    return weight.project(x, bias)
+
+
+def _embedding(ids: Tensor, weight: PackedWeight, *_: Any, **__: Any) -> Tensor:
+    return weight.look_up(ids)
+
+
+_STAND_INS: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
+    functional.linear: _linear,
+    functional.embedding: _embedding,
+    torch.addmm: _addmm,
+}

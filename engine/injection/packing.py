@@ -1,0 +1,92 @@
+"""Moves a model's weights into the CPU kernels' panels, one at a time, so that each is in memory once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, register_experts
+from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
+from distllm.engine.kernels.ops import CpuKernels
+from distllm.engine.kernels.packed import PackedLinear
+
+
+def pack_weights(model: PreTrainedModel, kernels: CpuKernels, on_progress: Callable[[float], None]) -> int:
+    """Pack every weight that is multiplied with; returns the bytes of the packed ones.
+
+    Tied weights stay tied: an embedding that shares the output head's weight reads its rows from the panels.
+    """
+    register_experts()
+    packer = _WeightPacker(model, kernels, on_progress)
+    packer.pack()
+    if any(has_experts(module) for module in model.modules()):
+        model.set_experts_implementation(EXPERTS_NAME)
+    return packer.packed_bytes
+
+
+class _WeightPacker:
+    """Lets go of each dense weight as soon as it is packed."""
+
+    def __init__(self, model: nn.Module, kernels: CpuKernels, on_progress: Callable[[float], None]) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._on_progress = on_progress
+        self._users = _modules_by_weight(model)
+        self._num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self.packed_bytes = 0
+
+    @torch.inference_mode()
+    def pack(self) -> None:
+        for module in self._model.modules():
+            self._pack_together(projections_to_fuse(module))
+        for module in self._model.modules():
+            if isinstance(module, Conv1D):
+                self._pack(module, is_transposed=True)
+            elif type(module) is nn.Linear or is_router(module):
+                self._pack(module)
+            elif has_experts(module):
+                self._count(pack_experts(module, self._kernels))
+
+    def _pack_together(self, layers: Sequence[nn.Linear]) -> None:
+        """One packed weight for several layers, of which each gets its rows."""
+        if not layers:
+            return
+        panels = self._kernels.pack_linear([layer.weight for layer in layers])
+        start = 0
+        for layer in layers:
+            stop = start + layer.out_features
+            self._replace(layer, PackedWeight(self._kernels, panels, slice(start, stop)))
+            start = stop
+        self._count(panels.num_bytes)
+
+    def _pack(self, module: nn.Module, *, is_transposed: bool = False) -> None:
+        weight = module._parameters.get("weight")
+        if weight is None:
+            return
+        panels: PackedLinear = self._kernels.pack_linear(weight.T if is_transposed else weight)
+        del weight
+        self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
+        self._count(panels.num_bytes)
+
+    def _replace(self, module: nn.Module, packed: PackedWeight) -> None:
+        """Give `packed` to every module that uses this module's weight."""
+        for user in self._users[id(module._parameters["weight"])]:
+            del user._parameters["weight"]
+            user.weight = packed  # type: ignore[assignment]
+
+    def _count(self, num_bytes: int) -> None:
+        self.packed_bytes += num_bytes
+        self._on_progress(min(1.0, self.packed_bytes / self._num_bytes))
+
+
+def _modules_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Modules by the identity of their `weight` parameter: several where it is tied."""
+    users: dict[int, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        if module._parameters.get("weight") is not None:
+            users[id(module._parameters["weight"])].append(module)
+    return users

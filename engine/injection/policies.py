@@ -1,0 +1,108 @@
+"""Which of transformers' module classes are replaced by what. Names, so that no model is imported for the table."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from distllm.engine.kernels.ops import NormStyle
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+
+ROTARY_ATTENTION = frozenset(
+    {
+        "ArceeAttention",
+        "GemmaAttention",
+        "Gemma2Attention",
+        "GraniteAttention",
+        "GraniteMoeAttention",
+        "LlamaAttention",
+        "MinistralAttention",
+        "MistralAttention",
+        "MixtralAttention",
+        "Qwen2Attention",
+        "Qwen2MoeAttention",
+        "Qwen3Attention",
+        "Qwen3MoeAttention",
+    }
+)
+"""q, k and v by three linear layers, norms of q and k heads if any, rotary by halves, one more linear layer."""
+
+GATED_MLP = frozenset(
+    {
+        "CohereMLP",
+        "Cohere2MLP",
+        "DeepseekV2MLP",
+        "DeepseekV3MLP",
+        "Ernie4_5MLP",
+        "GemmaMLP",
+        "Gemma2MLP",
+        "Gemma3MLP",
+        "GraniteMLP",
+        "HeliumMLP",
+        "LlamaMLP",
+        "MinistralMLP",
+        "MistralMLP",
+        "OlmoMLP",
+        "Olmo2MLP",
+        "Olmo3MLP",
+        "Qwen2MLP",
+        "Qwen2MoeMLP",
+        "Qwen3MLP",
+        "Qwen3MoeMLP",
+        "SmolLM3MLP",
+        "StableLmMLP",
+    }
+)
+"""down_proj(act_fn(gate_proj(x)) * up_proj(x))"""
+
+
+RMS_NORM: Mapping[str, NormStyle] = {
+    "GemmaRMSNorm": "gemma",
+    "Gemma2RMSNorm": "gemma",
+    "Gemma3RMSNorm": "gemma",
+    "ArceeRMSNorm": "llama",
+    "DeepseekV2RMSNorm": "llama",
+    "DeepseekV3RMSNorm": "llama",
+    "GraniteRMSNorm": "llama",
+    "GraniteMoeRMSNorm": "llama",
+    "LlamaRMSNorm": "llama",
+    "MinistralRMSNorm": "llama",
+    "MistralRMSNorm": "llama",
+    "MixtralRMSNorm": "llama",
+    "Phi3RMSNorm": "llama",
+    "Qwen2RMSNorm": "llama",
+    "Qwen2MoeRMSNorm": "llama",
+    "Qwen3RMSNorm": "llama",
+    "Qwen3MoeRMSNorm": "llama",
+    "SmolLM3RMSNorm": "llama",
+}
+"""Norms by the root of the mean square, and how their weight enters."""
+
+GATED_ACTIVATIONS: Mapping[str, str] = {
+    "SiLUActivation": "silu_mul",
+    "SiLU": "silu_mul",
+    "GELUTanh": "gelu_tanh_mul",
+}
+"""Activation modules, and the kernel that does the activation and the product of a gated MLP."""
+
+
+def projections_to_fuse(module: nn.Module) -> list[nn.Linear]:
+    """The linear layers of `module` that read one input and may be packed as one weight; [] if there are none."""
+    name = type(module).__name__
+    names = QKV if name in ROTARY_ATTENTION else GATE_UP if name in GATED_MLP else ()
+    layers = [getattr(module, child) for child in names]
+    has_bias = {layer.bias is not None for layer in layers}
+    is_fusible = all(type(layer) is nn.Linear for layer in layers) and len(has_bias) == 1
+    return layers if is_fusible else []
+
+
+def is_router(module: nn.Module) -> bool:
+    """Whether `module` scores experts by a weight of its own, without an nn.Linear."""
+    weight = module._parameters.get("weight")
+    return isinstance(weight, Tensor) and weight.dim() == 2 and type(module).__name__.endswith(("Router", "Gate"))
+
+
+def has_experts(module: nn.Module) -> bool:
+    """Whether `module` keeps the weights of all its experts, behind transformers' ExpertsInterface."""
+    return hasattr(module, "is_transposed") and hasattr(module, "has_gate") and hasattr(module, "down_proj")
