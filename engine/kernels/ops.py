@@ -52,8 +52,9 @@ class CpuKernels:
     @num_threads.setter
     def num_threads(self, num_threads: int) -> None:
         """Not while another thread is in a call."""
-        self._end_pool()
+        end_old_pool = self._end_pool
         self._start_pool(num_threads)
+        end_old_pool()
 
     @cached_property
     def has_bf16_dot(self) -> bool:
