@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.errors import GenerationFailed
-from distllm.server.plan import GenerationPlan, PromptPlan
+from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.stop_strings import StopMatcher
 from distllm.server.tokenizer import Tokenizer
 

@@ -11,9 +11,9 @@ from typing import Self
 
 from distllm.scheduler.messages import EngineRequest, SequenceStart
 from distllm.server.choice import Choice, ChoiceDelta
+from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
-from distllm.server.plan import GenerationPlan, PromptPlan
 from distllm.server.ports import Engine
 from distllm.server.prompt_run import PromptRun
 from distllm.server.protocol.responses import PromptTokensDetails, Usage

@@ -2,8 +2,9 @@
 
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.choice import Choice, ChoiceDelta
+from distllm.server.errors import GenerationFailed
+from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.metrics import RequestObserver
-from distllm.server.plan import GenerationPlan, PromptPlan
 from distllm.server.ports import OutputStream
 
 
@@ -50,7 +51,11 @@ class PromptRun:
         choice = self.choices[output.index]
         if choice.is_finished:
             return []
-        delta = choice.accept(output)
+        try:
+            delta = choice.accept(output)
+        except GenerationFailed:
+            self._observer.on_finished(output.index, "error")
+            raise
         if delta.finish_reason is not None:
             self._observer.on_finished(output.index, delta.finish_reason)
             if output.finish_reason is None:

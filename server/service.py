@@ -9,8 +9,8 @@ from starlette.requests import Request
 
 from distllm.server.errors import InvalidRequest, ModelNotFound
 from distllm.server.generation import Generation
+from distllm.server.generation_plan import GenerationPlan, Limits
 from distllm.server.metrics import Metrics
-from distllm.server.plan import GenerationPlan, Limits
 from distllm.server.ports import Engine
 from distllm.server.protocol.chat import ChatPrompt
 from distllm.server.settings import FrontEndSettings, SamplingDefaults

@@ -24,9 +24,7 @@ class GenerationStream(EventSourceResponse):
     """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away."""
 
     def __init__(self, generation: Generation, frames: AsyncIterator[bytes], keep_alive_s: float) -> None:
-        super().__init__(
-            frames, ping=keep_alive_s, sep="\n", ping_message_factory=lambda: ServerSentEvent(comment="keep-alive")
-        )
+        super().__init__(frames, ping=keep_alive_s, sep="\n", ping_message_factory=_keep_alive)
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,6 +34,10 @@ class GenerationStream(EventSourceResponse):
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """Live streams outlast SIGTERM: the server drains, and the engine ends what does not end in time."""
         await anyio.sleep_forever()
+
+
+def _keep_alive() -> ServerSentEvent:
+    return ServerSentEvent(comment="keep-alive", sep="\n")
 
 
 async def frames(

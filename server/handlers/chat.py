@@ -5,11 +5,11 @@ from starlette.responses import Response
 
 from distllm.server.body import read_json
 from distllm.server.disconnect import unless_disconnected
+from distllm.server.generation_plan import GenerationPlan, check_num_choices
 from distllm.server.handlers.chat_chunks import ChatChunks
 from distllm.server.handlers.collect import collect
 from distllm.server.handlers.json_response import json_response
 from distllm.server.handlers.openapi import describe
-from distllm.server.plan import GenerationPlan, check_num_choices
 from distllm.server.protocol.chat import ChatCompletionRequest
 from distllm.server.protocol.validation import validate
 from distllm.server.service import Service, service_of

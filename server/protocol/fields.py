@@ -1,7 +1,6 @@
 """Parsers of fields that come in several forms. Each turns a JSON value into one typed value or raises
 InvalidRequest naming the field."""
 
-import math
 from typing import Any
 
 from distllm.server.errors import InvalidRequest
@@ -83,6 +82,6 @@ def _parse_bias_key(key: str) -> int:
 def _parse_bias(key: str, bias: Any) -> float:
     if type(bias) not in (int, float):
         raise InvalidRequest(f"logit_bias[{key}] must be a number", "logit_bias", "invalid_type")
-    if not (math.isfinite(bias) and -100 <= bias <= 100):
+    if not -100 <= bias <= 100:
         raise InvalidRequest(f"logit_bias[{key}] must be between -100 and 100", "logit_bias")
     return float(bias)

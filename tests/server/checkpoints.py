@@ -14,7 +14,7 @@ CORPUS = [
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}{{ raise_exception('unknown role') }}{% endif %}"
+    "{% if message['role'] == 'assistant' and loop.first %}{{ raise_exception('the user begins') }}{% endif %}"
     "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -1,22 +1,22 @@
 """The app over a fake engine, spoken to in process."""
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from checkpoints import CHAT_TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, write_checkpoint
-from fake_engine import FakeEngine
-
 from distllm.server.app import create_app
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import Tokenizer
+from tests.server.checkpoints import (
+    CHAT_TEMPLATE,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    write_checkpoint,
+)
+from tests.server.fake_engine import FakeEngine
 
 EOS_ID = 0
 

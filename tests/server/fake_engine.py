@@ -1,4 +1,4 @@
-"""An engine without a model: answers with the prompt's own tokens over and over, with made-up but fixed logprobs."""
+"""An engine without a model: answers with the prompt's own tokens over and over, with made-up, fixed logprobs."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,0 +1,153 @@
+"""Tokenizers and chat templates from every place where checkpoints keep them, without torch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from distllm.server.chat_template import find_template_source
+from distllm.server.slow_tokenizer import TokenizerError
+from distllm.server.tokenizer import Tokenizer
+from tests.server.checkpoints import CHAT_TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, write_checkpoint
+
+OTHER = "{{ messages[0]['content'] }}"
+
+
+def in_config(directory: Path, value: object) -> None:
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+
+
+def as_string(directory: Path) -> None:
+    in_config(directory, CHAT_TEMPLATE)
+
+
+def as_named_list(directory: Path) -> None:
+    entries = [{"name": "tool_use", "template": OTHER}, {"name": "default", "template": CHAT_TEMPLATE}]
+    in_config(directory, entries)
+
+
+def as_only_named(directory: Path) -> None:
+    in_config(directory, [{"name": "plain", "template": CHAT_TEMPLATE}])
+
+
+def as_jinja_file(directory: Path) -> None:
+    in_config(directory, OTHER)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def as_json_file(directory: Path) -> None:
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+
+
+def as_additional_file(directory: Path) -> None:
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text(OTHER)
+    (directory / "additional_chat_templates" / "default.jinja").write_text(CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    "place", [as_string, as_named_list, as_only_named, as_jinja_file, as_json_file, as_additional_file]
+)
+def test_chat_templates_are_found(tmp_path: Path, place: Callable[[Path], None]) -> None:
+    place(tmp_path)
+    assert find_template_source(tmp_path) == CHAT_TEMPLATE
+
+
+def test_several_named_templates_without_default_are_none(tmp_path: Path) -> None:
+    in_config(tmp_path, [{"name": "a", "template": OTHER}, {"name": "b", "template": OTHER}])
+    assert find_template_source(tmp_path) is None
+
+
+async def test_encoding_equals_transformers_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, byte_fallback_tokenizer(), CHAT_TEMPLATE, bos_token="<s>", eos_token="</s>")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    messages = [{"role": "user", "content": "hello fox"}]
+    assert await ours.encode("hello fox") == theirs("hello fox")["input_ids"]
+    assert await ours.encode("a", add_special_tokens=False) == theirs("a", add_special_tokens=False)["input_ids"]
+    assert await ours.encode_chat(messages) == theirs.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+
+
+async def test_long_texts_encode_as_short_ones_do(byte_level: Tokenizer) -> None:
+    text = "the lazy dog 😀 " * 1000
+    assert await byte_level.encode(text) == byte_level._backend.encode(text).ids
+
+
+async def test_truncation_stored_in_a_tokenizer_is_not_applied(tmp_path: Path) -> None:
+    backend = byte_level_tokenizer()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=8)
+    write_checkpoint(tmp_path, backend)
+    ids = await Tokenizer.load(tmp_path).encode("once upon a time there was a fox")
+    assert len(ids) == len(byte_level_tokenizer().encode("once upon a time there was a fox").ids)
+
+
+async def test_bytes_of_tokens_join_to_the_text(byte_level: Tokenizer, byte_fallback: Tokenizer) -> None:
+    text = "naïve 😀 fox"
+    assert b"".join(map(byte_level.token_bytes, await byte_level.encode(text))).decode() == text
+    ids = await byte_fallback.encode(text, add_special_tokens=False)
+    assert b"".join(map(byte_fallback.token_bytes, ids)).decode() == " " + text
+
+
+def test_ids_beyond_the_vocabulary_are_empty(byte_level: Tokenizer) -> None:
+    assert byte_level.token_bytes(10_000) == b""
+    assert byte_level.decode([10_000]) == ""
+
+
+def test_a_directory_without_tokenizer_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"holds no tokenizer: expected tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 5}'])
+def test_a_corrupt_tokenizer_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_corrupt_tokenizer_config_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, byte_level_tokenizer())
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+async def test_slow_files_are_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    source.mkdir()
+    backend = byte_level_tokenizer()
+    backend.model.save(str(source))
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    (source / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    tokenizer = Tokenizer.load(source)
+    assert tokenizer.decode(await tokenizer.encode("the fox")) == "the fox"
+    monkeypatch.setattr(subprocess, "run", None)
+    assert await Tokenizer.load(source).encode("the fox") == await tokenizer.encode("the fox")
+
+
+def test_unusable_slow_files_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tokenizer.model").write_bytes(b"junk")
+    with pytest.raises(TokenizerError, match="cannot be converted"):
+        Tokenizer.load(tmp_path)
+
+
+def test_serving_text_does_not_import_torch(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, byte_level_tokenizer(), CHAT_TEMPLATE)
+    program = (
+        "import sys, asyncio, pathlib, distllm.server.app\n"
+        "from distllm.server.tokenizer import Tokenizer\n"
+        f"tokenizer = Tokenizer.load(pathlib.Path({str(tmp_path)!r}))\n"
+        "message = {'role': 'user', 'content': 'a <|end|>'}\n"
+        "asyncio.run(tokenizer.encode_chat([message]))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
