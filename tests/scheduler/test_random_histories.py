@@ -21,22 +21,22 @@ from tests.scheduler.slot_executor import VOCAB_SIZE
 
 NUM_HISTORIES = 2000
 BLOCK_SIZE = 4
-MAX_MODEL_LEN = 60
+MAX_MODEL_LEN = 40
 STOP_IDS = tuple(range(0, VOCAB_SIZE, 11))
 
 configs = st.fixed_dictionaries(
     {
-        "num_blocks": st.integers(4, 24),
+        "num_blocks": st.integers(3, 14),
         "max_in_flight": st.integers(1, 3),
         "max_num_seqs": st.integers(1, 6),
-        "max_num_batched_tokens": st.integers(1, 24),
+        "max_num_batched_tokens": st.integers(2, 24),
         "enable_prefix_caching": st.sampled_from([True, True, False]),
     }
 )
 # Prompts are beginnings of two texts that part in their second block, at times with a tail of their own.
 PROMPTS = [
-    [*range(6), *range(text, text + 34)][:length] + tail
-    for length in range(1, 41)
+    [*range(6), *range(text, text + 22)][:length] + tail
+    for length in range(1, 29)
     for text in (100, 200)
     for tail in ([], [300], [301, 300])
 ]
@@ -44,7 +44,7 @@ PARAMETERS = {
     "n": (1, 2, 3, 5),
     "priority": (0, 1, -1),
     "cache_salt": ("", "tenant"),
-    "max_tokens": (0, 1, 4, 9, 20, None),
+    "max_tokens": (0, 1, 4, 9, 16, None),
     "stop_token_ids": ((), STOP_IDS),
     "logprobs": (None, 0),
     "prompt_logprobs": (None, 0),
