@@ -43,6 +43,10 @@ class RunningServer:
         return self.process.wait(STOP_TIMEOUT_S)
 
 
+StartServer = Callable[..., RunningServer]
+"""start_server("--max-num-seqs", "4", environment={...}): a server of the test's own, ended with the test."""
+
+
 @contextmanager
 def running_server(arguments: Sequence[str], environment: dict[str, str]) -> Iterator[RunningServer]:
     command = [sys.executable, "-m", "distllm.server", "serve", "--port", "0", *arguments]
@@ -91,12 +95,8 @@ def embedded_server() -> Iterator[RunningServer]:
         yield server
 
 
-StartServer = Callable[..., RunningServer]
-
-
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
-    """A function that starts a server of the test's own: start_server("--max-num-seqs", "4")."""
     with ExitStack() as stack:
 
         def start(*arguments: str | Path, environment: dict[str, str] | None = None) -> RunningServer:
