@@ -16,15 +16,19 @@ class LocalExecutor:
         self._info = info
 
     @property
+    def runner(self) -> ModelRunner:
+        assert self._runner is not None, "the executor was closed"
+        return self._runner
+
+    @property
     def info(self) -> ExecutorInfo:
         return self._info
 
     def submit(self, step: StepInput) -> "Future[StepOutput]":
         """Run the step. What goes wrong with all of it is the future's exception, not raised here."""
         future: Future[StepOutput] = Future()
-        assert self._runner is not None, "the executor was closed"
         try:
-            future.set_result(self._runner.run(step))
+            future.set_result(self.runner.run(step))
         except Exception as error:
             future.set_exception(error)
         return future
