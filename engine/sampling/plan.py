@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from distllm.engine.sampling import filtered_draw
 from distllm.engine.sampling.adjustments import Adjustments
 from distllm.engine.sampling.filtering import Filters
 from distllm.engine.sampling_params import SamplingParams
 
-_SHORTLIST = 128
-"""Best tokens looked at first for top_p and min_p."""
-_LONGEST_SHORTLIST = 1024
-"""Largest top_k that is met by looking at the best tokens alone."""
 _LEAST_TEMPERATURE = 1e-30
 """Lower ones, which float32 might take for 0, act like this one."""
 
@@ -69,7 +66,7 @@ class SamplingPlan:
 
     def _shortlist(self, params: SamplingParams) -> int:
         top_k = self._top_k(params)
-        return top_k if top_k <= _LONGEST_SHORTLIST else _SHORTLIST
+        return top_k if top_k <= filtered_draw.LONGEST_SHORTLIST else filtered_draw.SHORTLIST
 
     def _filters(self, params: Sequence[SamplingParams]) -> Filters:
         log_min_p = [math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params]

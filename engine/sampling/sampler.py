@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from distllm.engine.interface import SampleSpec, TokenLogprobs
-from distllm.engine.sampling.drawing import draw, draw_from_many, to_weights
-from distllm.engine.sampling.filtering import Filters, filter_all, filter_ranked
+from distllm.engine.sampling.drawing import draw_from_many, to_weights
+from distllm.engine.sampling.filtered_draw import FilteredRows, draw_filtered
 from distllm.engine.sampling.logprobs import NonFiniteLogits, token_logprobs
 from distllm.engine.sampling.normalising import log_softmax, softmax_into
 from distllm.engine.sampling.philox import uniforms
 from distllm.engine.sampling.plan import RowGroup, SamplingPlan
-from distllm.engine.sampling.ranking import best_ids, block_maxima, ranked_ids
+from distllm.engine.sampling.ranking import best_ids, block_maxima
 
 _MAX_LOGITS_AT_ONCE = 1 << 22
 """Bounds the memory held between steps."""
-_MAX_LOGITS_SECTIONED_AT_ONCE = 1 << 18
-"""Bounds temporary values, so that they stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +102,15 @@ class Sampler:
         num_at_once = max(1, _MAX_LOGITS_AT_ONCE // plan.vocab_size)
         for start in range(0, len(group), num_at_once):
             members = slice(start, start + num_at_once)
-            scaled = _scale(rows.take(group, members), group.take(plan.temperatures, members))
-            weights = to_weights(softmax_into(self._scratch_like(scaled.logits), scaled.logits))
+            scaled, maxima = _scale(rows.take(group, members), group.take(plan.temperatures, members))
+            weights = to_weights(softmax_into(self._scratch_like(scaled), scaled))
             if group is plan.plain:
                 drawn.append(draw_from_many(weights, randoms[members]))
             else:
                 filters = plan.filters.rows(members)
-                drawn.append(_draw_filtered(weights, scaled, filters, randoms[members], plan.shortlist))
+                drawn.append(
+                    draw_filtered(FilteredRows(weights, scaled, maxima, randoms[members], filters), plan.shortlist)
+                )
         return torch.cat(drawn)
 
     def _scratch_like(self, values: Tensor) -> Tensor:
@@ -119,34 +119,9 @@ class Sampler:
         return self._scratch[: values.numel()].view(values.shape)
 
 
-def _scale(rows: _Rows, temperatures: Tensor) -> _Rows:
-    """Logits, in place, and maxima: less the row's largest, over temperature, so that no temperature overflows."""
-    return _Rows(
-        rows.logits.sub_(rows.peaks).div_(temperatures),
-        (rows.maxima - rows.peaks).div_(temperatures),
-        torch.zeros_like(rows.peaks),
-    )
-
-
-def _draw_filtered(weights: Tensor, scaled: _Rows, filters: Filters, randoms: Tensor, shortlist: int) -> Tensor:
-    """Look at the `shortlist` best tokens first, and at the whole vocabulary only for rows that need it.
-
-    Overwrites `weights`, float32 [rows, vocab].
-    """
-    ids = ranked_ids(scaled.logits, scaled.maxima, shortlist)
-    listed = weights.gather(-1, ids).double()
-    is_complete = filter_ranked(listed, scaled.logits.gather(-1, ids), filters)
-    ids, order = ids.sort(-1)
-    choice = draw(listed.gather(-1, order), randoms)
-    token_ids = ids.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
-    rest = (~is_complete).nonzero().squeeze(-1)
-    num_at_once = max(1, _MAX_LOGITS_SECTIONED_AT_ONCE // weights.shape[-1])
-    for start in range(0, len(rest), num_at_once):
-        some = rest[start : start + num_at_once]
-        kept = weights.index_select(0, some)
-        filter_all(kept, scaled.logits.index_select(0, some), filters.rows(some))
-        token_ids[some] = draw_from_many(kept, randoms[some])
-    return token_ids
+def _scale(rows: _Rows, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, in place, and maxima, less the row's largest, over temperature: so no temperature overflows."""
+    return rows.logits.sub_(rows.peaks).div_(temperatures), (rows.maxima - rows.peaks).div_(temperatures)
 
 
 def _uniforms(specs: Sequence[SampleSpec], device: torch.device) -> Tensor:

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distllm.engine.interface import SampleSpec
-from distllm.engine.sampling import plan, sampler
+from distllm.engine.sampling import filtered_draw, sampler
 from distllm.engine.sampling.philox import uniforms
 from distllm.engine.sampling.sampler import Sampler
 from distllm.engine.sampling_params import SamplingParams
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])]
 
 SLACK = 2e-6
 """What float32 softmax may differ from float64, in cumulative probability."""
@@ -81,22 +84,24 @@ def tokens_of(logits: torch.Tensor, specs: list[SampleSpec]) -> list[int | None]
     return [token.token_id for token in Sampler().sample(logits.clone(), specs)]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), vocab_size=st.integers(300, 3000), seed=st.integers(0, 1000))
 def test_looking_at_the_best_tokens_equals_sectioning_the_whole_vocabulary(
-    data: st.DataObject, vocab_size: int, seed: int
+    data: st.DataObject, vocab_size: int, seed: int, device: str
 ) -> None:
-    logits = data.draw(rows_of_logits(vocab_size, num_rows=6))
+    logits = data.draw(rows_of_logits(vocab_size, num_rows=6)).to(device)
     params = data.draw(st.lists(all_params, min_size=6, max_size=6))
     specs = [SampleSpec(p, seed, index) for index, p in enumerate(params)]
     usual = tokens_of(logits, specs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_SHORTLIST", 1)
-        patch.setattr(plan, "_LONGEST_SHORTLIST", 0)
+        patch.setattr(filtered_draw, "SHORTLIST", 1)
+        short_first = tokens_of(logits, specs)
+        patch.setattr(filtered_draw, "LONGEST_SHORTLIST", 0)
         sectioned = tokens_of(logits, specs)
-        patch.setattr(plan, "_SHORTLIST", vocab_size)
+        patch.setattr(filtered_draw, "SHORTLIST", vocab_size)
         listed = tokens_of(logits, specs)
-    assert sectioned == usual == listed
+    assert short_first == sectioned == listed == usual
 
 
 @pytest.mark.parametrize("top_k", [2, 100, 1500])
@@ -128,6 +133,6 @@ def test_a_flat_vocabulary_is_sectioned_a_few_rows_at_a_time(monkeypatch: pytest
     logits = torch.randn(9, 5003, generator=torch.Generator().manual_seed(0)) * 0.1
     specs = [SampleSpec(SamplingParams(top_p=0.8), seed, 0) for seed in range(9)]
     at_once = tokens_of(logits, specs)
-    monkeypatch.setattr(sampler, "_MAX_LOGITS_SECTIONED_AT_ONCE", 2 * 5003)
+    monkeypatch.setattr(filtered_draw, "_MAX_SECTIONED_AT_ONCE", {"cpu": 2 * 5003})
     monkeypatch.setattr(sampler, "_MAX_LOGITS_AT_ONCE", 4 * 5003)
     assert tokens_of(logits, specs) == at_once

@@ -25,6 +25,10 @@ KINDS = [
 ]
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])]
+
+
 @pytest.fixture
 def _restored_threads() -> Iterator[None]:
     num_threads = torch.get_num_threads()
@@ -44,9 +48,11 @@ def batch_of(vocab_size: int) -> tuple[torch.Tensor, list[SampleSpec]]:
 
 
 @pytest.mark.usefixtures("_restored_threads")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("vocab_size", [33, 1000, 4099, 50257])
-def test_every_row_gives_the_same_bits_in_any_batch(vocab_size: int) -> None:
+def test_every_row_gives_the_same_bits_in_any_batch(vocab_size: int, device: str) -> None:
     logits, specs = batch_of(vocab_size)
+    logits = logits.to(device)
     torch.set_num_threads(1)
     alone = [sample_rows(Sampler(), logits, specs, [row])[0] for row in range(len(specs))]
     assert all(token.error is None for token in alone)
