@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, assert_never
 
 from distllm.engine.interface import ExecutorInfo
@@ -24,7 +24,7 @@ from distllm.scheduler.messages import (
     StepReport,
 )
 from distllm.scheduler.probation import Probation
-from distllm.scheduler.spawn import EngineProcess
+from distllm.scheduler.spawn import ENGINE_COMMAND, EngineProcess
 from distllm.scheduler.stats import EngineStats
 
 logger = logging.getLogger("distllm.scheduler")
@@ -69,9 +69,11 @@ class EngineClient:
         self,
         start: StartEngine,
         on_loading: Callable[[Loading], None] = lambda _: None,
+        command: Sequence[str] = ENGINE_COMMAND,
     ) -> None:
         self._start_message = start
         self._on_loading = on_loading
+        self._command = command
         self._max_live = start.scheduler.max_num_seqs + start.scheduler.max_waiting
         self._live: dict[str, LiveRequest] = {}
         self._released: set[str] = set()  # requests that the present engine has been given
@@ -199,7 +201,7 @@ class EngineClient:
     async def _supervise(self) -> None:
         """Keep one engine running until it cannot be started or keeps dying."""
         while True:
-            self._process = await EngineProcess.spawn(self._start_message)
+            self._process = await EngineProcess.spawn(self._start_message, self._command)
             with contextlib.suppress(ChannelClosed):
                 await self._receive_forever(self._process)
             end = await self._process.describe_end()
@@ -267,6 +269,7 @@ class EngineClient:
         self.num_restarts += 1
         culprit = self._probation.engine_died(list(self._released))
         self._released.clear()
+        self.stats = EngineStats()
         logger.error("the engine ended (%s) with %d live requests", end, len(self._live))
         if culprit is not None and (live := self._live.get(culprit)):
             live.fail("this request ended the engine twice; it is not tried again")

@@ -10,9 +10,10 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
-from distllm.engine.factory import build_executor
+from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
 from distllm.scheduler.loop import EngineLoop
@@ -21,17 +22,20 @@ from distllm.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("distllm.engine")
 
+BuildExecutor = Callable[[EngineConfig, Callable[[str, float], None]], Executor]
+
 _PR_SET_PDEATHSIG = 1
 
 
-def main(fd: int) -> None:
+def main(fd: int, build: BuildExecutor) -> None:
+    """Serve the front end at the other end of `fd` with the executor that `build` makes."""
     _leave_signals_to_the_front_end()
     channel: BlockingChannel[ToEngine] = BlockingChannel(socket.socket(fileno=fd), ToEngine)
     start = channel.receive()
     if not isinstance(start, StartEngine):
         raise TypeError(f"the first message must be StartEngine, not {type(start).__name__}")
     logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    executor = _load(start, channel)
+    executor = _load(start, build, channel)
     if executor is None:
         return
     inbox: SimpleQueue[ToEngine] = SimpleQueue()
@@ -45,10 +49,10 @@ def main(fd: int) -> None:
         executor.close()
 
 
-def _load(start: StartEngine, channel: BlockingChannel[ToEngine]) -> Executor | None:
+def _load(start: StartEngine, build: BuildExecutor, channel: BlockingChannel[ToEngine]) -> Executor | None:
     """The executor, or None once the front end has been told why there is none."""
     try:
-        return build_executor(start.engine, lambda activity, done: channel.send(Loading(activity, done)))
+        return build(start.engine, lambda activity, done: channel.send(Loading(activity, done)))
     except ChannelClosed:
         os._exit(0)
     except Exception as error:
@@ -75,4 +79,6 @@ def _leave_signals_to_the_front_end() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    from distllm.engine.factory import build_executor
+
+    main(int(sys.argv[1]), build_executor)

@@ -5,9 +5,12 @@ import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from distllm.scheduler.channel import AsyncChannel
 from distllm.scheduler.messages import FromEngine, Shutdown, StartEngine, ToEngine
+
+ENGINE_COMMAND = (sys.executable, "-m", "distllm.scheduler.process")
 
 _SEND_BUFFER_BYTES = 4 << 20
 
@@ -20,13 +23,17 @@ class EngineProcess:
         self._channel = channel
 
     @classmethod
-    async def spawn(cls, start: StartEngine) -> "EngineProcess":
-        """Start a process by the module's name, so that a caller's script needs no `__main__` guard."""
+    async def spawn(cls, start: StartEngine, command: Sequence[str] = ENGINE_COMMAND) -> "EngineProcess":
+        """Start `command` with the number of its socket added.
+
+        It names a module, so that a caller's script needs no `__main__` guard.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "distllm.scheduler.process", str(theirs.fileno())),
+                *command,
+                str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is the front end's to handle
@@ -50,6 +57,7 @@ class EngineProcess:
     async def describe_end(self) -> str:
         """Wait for the process to end and say how it did."""
         code = await self._process.wait()
+        self._channel.close()
         return f"signal {-code}" if code < 0 else f"exit status {code}"
 
     async def stop(self, grace_s: float) -> None:

@@ -1,0 +1,206 @@
+"""The client keeps requests alive over the death of real engine processes (with a fake model inside)."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import psutil
+import pytest
+
+from distllm.engine.config import EngineConfig
+from distllm.scheduler.client import EngineClient, EngineDraining, EngineUnavailable, QueueFull
+from distllm.scheduler.config import SchedulerConfig
+from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput, StartEngine
+from tests.scheduler.fragile_engine import POISON
+from tests.scheduler.harness import make_request, undisturbed
+
+MAX_LEN = 400
+COMMAND = (sys.executable, "-m", "tests.scheduler.fragile_engine")
+
+
+def fragile_client(
+    model: str = "fake", max_waiting: int = 64, loading: list[Loading] | None = None
+) -> EngineClient:
+    config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32, max_waiting=max_waiting)
+    seen = [] if loading is None else loading
+    return EngineClient(StartEngine(EngineConfig(model=model), config), seen.append, COMMAND)
+
+
+@asynccontextmanager
+async def ready_client(max_waiting: int = 64) -> AsyncIterator[EngineClient]:
+    client = fragile_client(max_waiting=max_waiting)
+    await client.start()
+    try:
+        await client.wait_ready()
+        yield client
+    finally:
+        await client.stop()
+
+
+async def eventually(is_so: Callable[[], bool]) -> None:
+    """Wait until `is_so`, for at most 20 seconds."""
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - what is awaited happens in another process
+            await asyncio.sleep(0.002)
+
+
+def kill_engine(client: EngineClient) -> None:
+    assert client.engine_pid is not None
+    os.kill(client.engine_pid, signal.SIGKILL)
+
+
+def long_request(number: int, n: int = 1) -> EngineRequest:
+    return make_request(f"r{number}", [number, 2, 3, number], n=n, seed=number, max_tokens=100)
+
+
+async def read(client: EngineClient, request: EngineRequest) -> dict[int, list[int]]:
+    """All tokens by sequence; asserts that each sequence ends once, by length."""
+    tokens: dict[int, list[int]] = {start.index: [] for start in request.sequences}
+    ended: list[int] = []
+    async with client.submit(request) as stream:
+        async for output in stream:
+            assert output.error is None
+            tokens[output.index].extend(output.token_ids)
+            if output.finish_reason is not None:
+                assert output.finish_reason == "length"
+                ended.append(output.index)
+    assert sorted(ended) == sorted(tokens)
+    return tokens
+
+
+def expected(request: EngineRequest) -> dict[int, list[int]]:
+    return {start.index: undisturbed(request, start.index, MAX_LEN)[0] for start in request.sequences}
+
+
+async def outputs_of(client: EngineClient, request: EngineRequest) -> list[SequenceOutput]:
+    async with client.submit(request) as stream:
+        return [output async for output in stream]
+
+
+async def test_streams_go_on_with_the_same_tokens_after_each_of_three_kills() -> None:
+    requests = [long_request(number, n=1 + number % 2) for number in range(1, 17)]
+    async with ready_client() as client:
+
+        async def kill_thrice() -> None:
+            for _ in range(3):
+                await eventually(lambda: client.stats.generation_tokens_total >= 40)
+                kill_engine(client)
+                await eventually(lambda: client.state != "ready")
+
+        killer = asyncio.create_task(kill_thrice())
+        answers = await asyncio.gather(*(read(client, request) for request in requests))
+        await killer
+        assert client.num_restarts == 3
+        assert client.num_live == 0
+    assert answers == [expected(request) for request in requests]
+
+
+async def test_a_request_that_ends_the_engine_twice_fails_alone() -> None:
+    innocents = [long_request(number) for number in range(1, 7)]
+    poison = make_request("poison", POISON, max_tokens=5)
+    async with ready_client() as client:
+        answers, ends = await asyncio.gather(
+            asyncio.gather(*(read(client, request) for request in innocents)), outputs_of(client, poison)
+        )
+        assert client.state == "ready"
+    assert [(end.finish_reason, end.token_ids) for end in ends] == [("error", [])]
+    assert "ended the engine twice" in (ends[0].error or "")
+    assert answers == [expected(request) for request in innocents]
+
+
+async def test_requests_sent_while_the_engine_restarts_are_served() -> None:
+    async with ready_client() as client:
+        kill_engine(client)
+        await eventually(lambda: client.state != "ready")
+        assert client.state == "restarting"
+        assert await read(client, long_request(3)) == expected(long_request(3))
+
+
+async def test_a_stream_that_is_left_is_aborted_in_the_engine() -> None:
+    async with ready_client() as client:
+        async with client.submit(long_request(1)) as stream:
+            await anext(stream)
+        await eventually(lambda: client.stats.num_running == 0)
+        assert client.num_live == 0
+        assert client.stats.num_free_blocks + client.stats.num_cached_blocks == client.stats.num_blocks
+
+
+async def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
+    async with ready_client(max_waiting=0) as client:
+        streams = [client.submit(long_request(number)) for number in range(8)]
+        with pytest.raises(QueueFull, match="8 requests are running or waiting") as refusal:
+            client.submit(long_request(99))
+        assert refusal.value.retry_after_s >= 1
+        for stream in streams:
+            async with stream:
+                pass
+        assert await read(client, long_request(99))
+
+
+async def test_draining_refuses_new_requests_and_waits_for_live_ones() -> None:
+    async with ready_client() as client:
+        reading = asyncio.create_task(read(client, long_request(1)))
+        await asyncio.sleep(0)
+        draining = asyncio.create_task(client.drain(timeout_s=20))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineDraining):
+            client.submit(long_request(2))
+        assert await draining
+        assert reading.done() or await reading == expected(long_request(1))
+
+
+async def test_a_drain_that_takes_too_long_says_so() -> None:
+    async with ready_client() as client:
+        reading = asyncio.create_task(outputs_of(client, long_request(1)))
+        await asyncio.sleep(0)
+        assert not await client.drain(timeout_s=0.01)
+        client.fail_live("time is up")
+        outputs = await reading
+        assert (outputs[-1].finish_reason, outputs[-1].error) == ("error", "time is up")
+
+
+async def test_a_checkpoint_that_cannot_be_loaded_is_named() -> None:
+    loading: list[Loading] = []
+    client = fragile_client("broken", loading=loading)
+    await client.start()
+    with pytest.raises(EngineUnavailable, match="this checkpoint is broken"):
+        await client.wait_ready()
+    with pytest.raises(EngineUnavailable, match="this checkpoint is broken"):
+        client.submit(long_request(1))
+    assert loading == [Loading("pretending", 0.5)]
+    await client.stop()
+
+
+async def test_an_engine_that_dies_while_it_loads_is_not_tried_again() -> None:
+    client = fragile_client("deadly")
+    await client.start()
+    with pytest.raises(EngineUnavailable, match=r"signal 9.*while it loaded the model"):
+        await client.wait_ready()
+    assert client.num_restarts == 0
+    await client.stop()
+
+
+async def test_stopping_ends_live_requests_and_the_process() -> None:
+    async with ready_client() as client:
+        assert client.engine_pid is not None
+        process = psutil.Process(client.engine_pid)
+        reading = asyncio.create_task(outputs_of(client, long_request(1)))
+        await asyncio.sleep(0.05)
+        await client.stop()
+        assert (await reading)[-1].finish_reason == "error"
+        assert not process.is_running()
+
+
+async def test_an_engine_ends_when_its_front_end_closes_the_channel() -> None:
+    client = fragile_client()
+    await client.start()
+    await client.wait_ready()
+    assert client.engine_pid is not None
+    process = psutil.Process(client.engine_pid)
+    assert client._process is not None
+    client._process._channel.close()
+    await eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    await client.stop()
