@@ -50,8 +50,12 @@ class StoredTensor:
     shard: Path
 
     @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+        return self.num_elements * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from distllm.engine.attention.interface import AttentionBackend
 from distllm.engine.attention.paged_cpu import PagedCpuAttention
 from distllm.engine.attention.reference import ReferenceAttention
 from distllm.engine.config import EngineConfig
-from distllm.engine.kernels.library import KernelsUnavailable
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
+from distllm.engine.kernels.packed import Bf16Variant
 
 logger = logging.getLogger("distllm.engine")
 
+_BF16_VARIANTS: tuple[Bf16Variant, ...] = ("fma", "dot")
 _KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 
@@ -40,13 +41,28 @@ def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtyp
     if reason is None:
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
+            _pin_numerics(kernels, config.numerics)
             return Compute(PagedCpuAttention(kernels), kernels)
-        reason = _reason(kernels)
+        reason = kernels.reason
     if config.attention_backend == "paged_cpu":
         raise ValueError(f"--attention-backend paged_cpu: {reason}")
     if config.attention_backend == "auto":
         logger.warning("serving with plain torch, which is slow: %s", reason)
     return Compute(ReferenceAttention(device), None)
+
+
+def _pin_numerics(kernels: CpuKernels, numerics: str | None) -> None:
+    """Choose the bf16 variant under which the kernels have the given numerics."""
+    if numerics is None or kernels.numerics == numerics:
+        return
+    measured = kernels.bf16_variant
+    for variant in _BF16_VARIANTS:
+        if variant == "fma" or kernels.has_bf16_dot:
+            kernels.bf16_variant = variant
+            if kernels.numerics == numerics:
+                return
+    kernels.bf16_variant = measured
+    logger.warning("tokens may differ by rounding from those of the engine before, which computed as %s", numerics)
 
 
 def _why_no_kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -57,7 +73,3 @@ def _why_no_kernels(config: EngineConfig, device: torch.device, dtype: torch.dty
     if dtype not in _KERNEL_DTYPES:
         return f"the CPU kernels take float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     return None
-
-
-def _reason(unavailable: KernelsUnavailable) -> str:
-    return unavailable.reason

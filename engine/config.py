@@ -16,6 +16,8 @@ class EngineConfig:
     `kv_cache_bytes` None sizes the KV pool from measured free memory; `num_blocks` overrides both.
     `max_num_seqs` and `max_num_batched_tokens` are the most a step carries; the pool and the memory kept free for
     activations follow from them. `num_threads` None gives the CPU kernels one thread a core.
+    `numerics` None measures which order of sums is faster here; an engine that takes over another's sequences is
+    given that one's ExecutorInfo.numerics, so that its bits go on.
     """
 
     model: str
@@ -28,3 +30,4 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     num_threads: int | None = None
     attention_backend: AttentionBackendName = "auto"
+    numerics: str | None = None

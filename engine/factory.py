@@ -20,9 +20,9 @@ from distllm.engine.injection.packing import pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
-from distllm.engine.kv_cache import PoolNeed, block_bytes, size_pool
 from distllm.engine.loading import load_config, load_model
 from distllm.engine.model_runner import ModelRunner
+from distllm.engine.pool_size import PoolNeed, size_pool
 from distllm.engine.self_check import check_forward, plain_logits
 
 Progress = Callable[[str, float], None]
@@ -82,11 +82,10 @@ def _inject_weights(model: PreTrainedModel, compute: Compute, on_progress: Progr
 def _pool_need(
     config: EngineConfig, model: PreTrainedModel, layers: list[DiscoveredLayer], max_model_len: int
 ) -> PoolNeed:
-    shapes = [layer.shape for layer in layers]
     text = model.config.get_text_config()
     widest = max(text.vocab_size, 16 * text.hidden_size)
     return PoolNeed(
-        block_bytes=block_bytes(shapes, model.dtype),
+        block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, model.dtype) for layer in layers),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         activation_bytes=2 * config.max_num_batched_tokens * widest * torch.float32.itemsize,

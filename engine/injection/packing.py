@@ -18,11 +18,13 @@ from distllm.engine.kernels.packed import PackedLinear
 def pack_weights(model: PreTrainedModel, kernels: CpuKernels, on_progress: Callable[[float], None]) -> int:
     """Pack every weight that is multiplied with; returns the bytes of the packed ones.
 
-    Tied weights stay tied: an embedding that shares the output head's weight reads its rows from the panels.
+    Tied weights stay tied: an embedding that shares the output head's weight reads its rows from the panels. What
+    stays dense is copied, so that nothing refers to the checkpoint's mapped files any more.
     """
     register_experts()
     packer = _WeightPacker(model, kernels, on_progress)
     packer.pack()
+    _copy_parameters(model)
     if any(has_experts(module) for module in model.modules()):
         model.set_experts_implementation(EXPERTS_NAME)
     return packer.packed_bytes
@@ -81,6 +83,16 @@ class _WeightPacker:
     def _count(self, num_bytes: int) -> None:
         self.packed_bytes += num_bytes
         self._on_progress(min(1.0, self.packed_bytes / self._num_bytes))
+
+
+def _copy_parameters(model: nn.Module) -> None:
+    copies: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in copies:
+                    copies[id(parameter)] = nn.Parameter(parameter.clone(), requires_grad=False)
+                module._parameters[name] = copies[id(parameter)]
 
 
 def _modules_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:

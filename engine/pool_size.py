@@ -1,12 +1,8 @@
-"""How many KV blocks a device affords: pure arithmetic on measured figures."""
+"""How many KV blocks a device affords: pure arithmetic on measured figures. Importable without torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from distllm.engine.config import EngineConfig
-from distllm.engine.injection.attention import LayerShape
 from distllm.engine.interface import BLOCK_SIZE
 
 FREE_FRACTION = 0.8
@@ -29,11 +25,6 @@ class PoolNeed:
     @property
     def blocks_per_sequence(self) -> int:
         return -(-self.max_model_len // BLOCK_SIZE)
-
-
-def block_bytes(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
-    """Bytes one block takes in all layers."""
-    return sum(shape.num_bytes(BLOCK_SIZE, dtype) for shape in shapes)
 
 
 def size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> int:
