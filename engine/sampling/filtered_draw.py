@@ -1,6 +1,6 @@
-"""Draws from filtered distributions: looks at the best few tokens, then at more, then at all, as each row needs.
+"""Draws from filtered distributions: looks at the best few tokens first, and at all for the rows that need it.
 
-Which of these settles a row has no influence on its token.
+Which of the two settles a row has no influence on its token.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from distllm.engine.sampling.filtering import Filters, filter_all, filter_ranked
 from distllm.engine.sampling.ranking import ranked_ids
 
 SHORTLIST = 128
-LONGEST_SHORTLIST = 1024
-"""Best tokens to look at: first where top_k does not say how many, and at the most. Speed alone hangs on these."""
+"""Best tokens to look at first, where top_k does not say how many."""
+LONGEST_SHORTLIST = 256
+"""Largest top_k for which they are looked at: for longer lists it is faster to section the whole vocabulary."""
 
 _MAX_SECTIONED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Logits, by kind of device: what stays in a core's cache, what keeps a GPU busy."""
@@ -42,26 +43,23 @@ class FilteredRows:
 
 def draw_filtered(rows: FilteredRows, shortlist: int) -> Tensor:
     """Token ids, int64 [rows]. Looks at the `shortlist` best tokens first."""
-    token_ids, num_needed = _draw_from_best(rows, shortlist)
-    longer = ((num_needed > shortlist) & (num_needed <= LONGEST_SHORTLIST)).nonzero().squeeze(-1)
-    if len(longer):
-        token_ids[longer] = draw_filtered(rows.select(longer), LONGEST_SHORTLIST)
-    whole = (num_needed > max(shortlist, LONGEST_SHORTLIST)).nonzero().squeeze(-1)
-    num_at_once = max(1, _MAX_SECTIONED_AT_ONCE[whole.device.type] // rows.weights.shape[-1])
-    for start in range(0, len(whole), num_at_once):
-        some = whole[start : start + num_at_once]
+    token_ids, is_settled = _draw_from_best(rows, shortlist)
+    rest = (~is_settled).nonzero().squeeze(-1)
+    num_at_once = max(1, _MAX_SECTIONED_AT_ONCE[rest.device.type] // rows.weights.shape[-1])
+    for start in range(0, len(rest), num_at_once):
+        some = rest[start : start + num_at_once]
         token_ids[some] = _draw_from_all(rows.select(some))
     return token_ids
 
 
 def _draw_from_best(rows: FilteredRows, num: int) -> tuple[Tensor, Tensor]:
-    """Token ids, and how many of the best tokens a row needs: where these are more than `num`, the id is wrong."""
+    """Token ids, and whether the `num` best tokens were enough to know them: int64 [rows], bool [rows]."""
     ids = ranked_ids(rows.scaled, rows.maxima, num)
     weights = rows.weights.gather(-1, ids).double()
-    num_needed = filter_ranked(weights, rows.scaled.gather(-1, ids), rows.filters)
+    is_settled = filter_ranked(weights, rows.scaled.gather(-1, ids), rows.filters)
     ids, order = ids.sort(-1)
     choice = draw(weights.gather(-1, order), rows.randoms)
-    return ids.gather(-1, choice.unsqueeze(-1)).squeeze(-1), num_needed
+    return ids.gather(-1, choice.unsqueeze(-1)).squeeze(-1), is_settled
 
 
 def _draw_from_all(rows: FilteredRows) -> Tensor:

@@ -32,21 +32,19 @@ class Filters:
 def filter_ranked(weights: Tensor, scaled: Tensor, filters: Filters) -> Tensor:
     """Set to 0 the weights of those that go among the first n tokens in rank order, float64 [rows, n].
 
-    `scaled` holds their logits over temperature, less the row's largest. Returns how many of the best tokens must
-    be looked at, at the least, to know which stay, float64 [rows]: where more than n, the weights mean nothing.
+    `scaled` holds their logits over temperature, less the row's largest. -> bool [rows], whether no later token
+    stays; where one may, the row's weights mean nothing.
     """
     num = weights.shape[-1]
     is_kept = scaled >= filters.log_min_p
-    is_subset_known = ~is_kept[:, -1:] | (filters.top_k <= num)
+    is_subset_complete = ~is_kept[:, -1:] | (filters.top_k <= num)
     is_kept &= torch.arange(num, device=weights.device) < filters.top_k
     weights *= is_kept
     cumulative = weights.cumsum(-1)
     goal = _goal(cumulative[:, -1:], filters)
-    num_for_goal = num + ((goal - cumulative[:, -1:]) / weights[:, -1:]).ceil()  # none later weighs more
-    num_for_subset = torch.where(filters.log_min_p.isfinite(), num + 1.0, filters.top_k.double())
+    reaches_goal = ~filters.has_subset & (cumulative[:, -1:] >= goal)
     weights *= cumulative - weights < goal
-    num_needed = torch.where(filters.has_subset, num_for_subset, num_for_goal)
-    return num_needed.masked_fill_(is_subset_known, num).squeeze(-1)
+    return (is_subset_complete | reaches_goal).squeeze(-1)
 
 
 def filter_all(weights: Tensor, scaled: Tensor, filters: Filters) -> None:
