@@ -45,7 +45,7 @@ def save_json(path: Path, settings: dict[str, Any], summary: Summary, result: Lo
 
 
 def save_plot(path: Path, title: str, result: LoadResult) -> None:
-    """Cumulative distributions of the four times, and output tokens a second over the run."""
+    """Cumulative distributions of the four times, and chunks a second over the run."""
     matplotlib.use("agg")
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     figure.suptitle(title)
@@ -56,15 +56,14 @@ def save_plot(path: Path, title: str, result: LoadResult) -> None:
         "ITL": [itl for answer in good for itl in answer.itls_s],
         "E2EL": [answer.e2el_s for answer in good],
     }
-    for position, (name, seconds) in zip((1, 2, 4, 5), samples.items(), strict=True):
-        axes = figure.add_subplot(2, 3, position)
-        axes.ecdf(np.array(seconds or [0.0]) * 1000)
-        axes.set(title=name, xlabel="ms", ylabel="share of samples")
-        axes.grid(alpha=0.3)
-    axes = figure.add_subplot(1, 3, 3)
-    axes.stairs(*_tokens_per_second(result))
-    axes.set(title="chunks a second", xlabel="s since the start", ylim=(0, None))
-    axes.grid(alpha=0.3)
+    panels = figure.subplot_mosaic([["TTFT", "TPOT", "rate"], ["ITL", "E2EL", "rate"]])
+    for name, seconds in samples.items():
+        panels[name].ecdf(np.array(seconds or [0.0]) * 1000)
+        panels[name].set(title=name, xlabel="ms", ylabel="share of samples")
+        panels[name].grid(alpha=0.3)
+    panels["rate"].stairs(*_chunks_per_second(result))
+    panels["rate"].set(title="chunks a second", xlabel="s since the start", ylim=(0, None))
+    panels["rate"].grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -100,7 +99,7 @@ def _distribution_lines(name: str, distribution: Distribution, percentiles: Sequ
         yield f"{f'{label} {name} (ms):':<{_LABEL_WIDTH}} {milliseconds:<10.2f}"
 
 
-def _tokens_per_second(result: LoadResult) -> tuple[Any, Any]:
+def _chunks_per_second(result: LoadResult) -> tuple[Any, Any]:
     """Counts and bin edges, at most 100 bins."""
     good = [answer for answer in result.answers if answer.failure is None]
     start_s = min((answer.sent_s for answer in good), default=0.0)

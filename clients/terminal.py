@@ -68,6 +68,7 @@ class Terminal:
                 line = self.source.readline()
                 return line.removesuffix("\n") if line else None
             except EOFError:
+                self.note("")
                 return None
             except KeyboardInterrupt:
                 self.note("\n/quit or Ctrl-D leaves")
