@@ -56,7 +56,7 @@ def save_plot(path: Path, title: str, result: LoadResult) -> None:
         "ITL": [itl for answer in good for itl in answer.itls_s],
         "E2EL": [answer.e2el_s for answer in good],
     }
-    panels = figure.subplot_mosaic([["TTFT", "TPOT", "rate"], ["ITL", "E2EL", "rate"]])
+    panels: dict[str, Any] = figure.subplot_mosaic([["TTFT", "TPOT", "rate"], ["ITL", "E2EL", "rate"]])
     for name, seconds in samples.items():
         panels[name].ecdf(np.array(seconds or [0.0]) * 1000)
         panels[name].set(title=name, xlabel="ms", ylabel="share of samples")
