@@ -8,7 +8,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, assert_never
+
+import msgspec
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.scheduler.channel import ChannelClosed
@@ -201,7 +204,7 @@ class EngineClient:
     async def _supervise(self) -> None:
         """Keep one engine running until it cannot be started or keeps dying."""
         while True:
-            self._process = await EngineProcess.spawn(self._start_message, self._command)
+            self._process = await EngineProcess.spawn(self._next_start(), self._command)
             with contextlib.suppress(ChannelClosed):
                 await self._receive_forever(self._process)
             end = await self._process.describe_end()
@@ -209,6 +212,13 @@ class EngineClient:
             if self._state == "failed" or not self._plan_restart(end):
                 return
             await asyncio.sleep(min(_MAX_BACKOFF_S, 0.1 * 2 ** (self._deaths_without_progress - 1)))
+
+    def _next_start(self) -> StartEngine:
+        """A successor sums in the order of the first engine, so that sequences go on with the same bits."""
+        if self._info is None:
+            return self._start_message
+        engine = replace(self._start_message.engine, numerics=self._info.numerics)
+        return msgspec.structs.replace(self._start_message, engine=engine)
 
     async def _receive_forever(self, process: EngineProcess) -> None:
         """Raises ChannelClosed when the engine has gone; returns when it reported that it cannot start."""

@@ -149,7 +149,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from distllm.server.plan import print_plan
+    from distllm.server.memory_report import print_plan
 
     return print_plan(_settings(arguments), arguments.context)
 

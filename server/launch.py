@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import time
@@ -156,7 +157,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise CannotServe(f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port") from None
+        raise CannotServe(f"cannot listen on {host}:{port}: {os.strerror(error.errno)}; see --host and --port") from None
 
 
 def _url(listener: socket.socket) -> str:

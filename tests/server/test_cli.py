@@ -1,0 +1,120 @@
+"""The commands as a user types them: help that teaches, errors in one line, exit statuses to trust."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distllm.engine.embedded import checkpoint_path
+from distllm.server import cli
+
+
+def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "distllm.server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=120)
+
+
+def test_help_names_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("distllm serve", "distllm plan", "distllm chat", "distllm complete"):
+        assert command in shown
+
+
+def test_help_of_serve_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    shown = capsys.readouterr().out
+    for flag in (
+        "--port",
+        "--api-key",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--kv-cache-memory",
+        "--no-prefix-caching",
+    ):
+        assert flag in shown
+    assert "(default: 8000)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--port", "x"], "setting server.port"),
+        (["serve", "--max-num-seqs", "0"], "setting scheduler.max_num_seqs"),
+        (["serve", "--config", "/no/such/file"], "config file /no/such/file cannot be read"),
+        (["plan", "--context", "0"], "--context must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/no/such/directory", "there is no directory /no/such/directory"),
+        ("someone/something", "is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it"),
+    ],
+)
+def test_a_model_that_cannot_be_found_is_one_line_and_status_1(
+    model: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ended = run("serve", model, "--port", "0")
+    assert ended.returncode == 1
+    assert message in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ended = run("serve", "--port", str(port))
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"distllm: cannot listen on 127.0.0.1:{port}: Address already in use; see --host and --port\n"
+    )
+
+
+def test_plan_counts_requests_before_loading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--kv-cache-memory", "0.5", "--context", "1024"]) == 0
+    shown = capsys.readouterr().out
+    config = json.loads((checkpoint_path() / "config.json").read_text())
+    token_bytes = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 2
+    num_blocks = 2**29 // (16 * token_bytes)
+    assert f"{token_bytes:,} bytes a token" in shown
+    assert f"{num_blocks // 64:,} at once at 1,024 tokens each" in shown
+
+
+def test_plan_says_what_to_change_when_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--kv-cache-memory", "0.0001"]) == 1
+    assert "does not fit: lower --max-model-len to" in capsys.readouterr().out
+
+
+def test_serve_refuses_a_pool_too_small_for_one_request_and_names_the_flag() -> None:
+    ended = run("serve", "--port", "0", "--kv-cache-memory", "0.0001")
+    assert ended.returncode == 1
+    assert "raise --kv-cache-memory" in ended.stderr.splitlines()[-1]
+
+
+def test_complete_without_a_server_says_how_to_start_one() -> None:
+    ended = run("complete", "Once", "--url", "http://127.0.0.1:9")
+    assert ended.returncode == 1
+    assert "distllm serve" in ended.stderr
+
+
+def test_the_command_of_the_package_is_the_module(tmp_path: Path) -> None:
+    ended = run("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("distllm 0.")
