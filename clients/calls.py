@@ -93,7 +93,7 @@ def models() -> Call[ModelList]:
 
 def health() -> Call[Health]:
     """Readiness is a result here, not an error: 503 reads as `is_ready` False."""
-    return Call("GET", "/health/ready", _read_health, is_repeatable=False)
+    return Call("GET", "/health", _read_health, is_repeatable=False)
 
 
 def first_model(models: list[Model]) -> str:

@@ -31,7 +31,7 @@ class Readiness:
             raise seen
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
-            said = seen if isinstance(seen, ClientError) else seen.details
+            said = seen if isinstance(seen, ClientError) else seen.details.get("status", "no reason given")
             raise NotReadyError(f"the server was not ready within {self._timeout_s:g} s: {said}")
         delay_s = min(self._delay_s, left_s)
         self._delay_s = min(_LONGEST_DELAY_S, self._delay_s * 1.5)

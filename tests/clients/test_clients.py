@@ -299,3 +299,9 @@ def test_the_address_of_the_official_sdk_works_too(connect: Connect, server: "Sc
 def test_every_exception_is_a_client_error() -> None:
     kinds = (APIError, ConnectionLostError, NotReadyError, RequestTimeoutError, ServerUnreachableError)
     assert all(issubclass(kind, ClientError) for kind in kinds)
+
+
+def test_health_without_a_body_is_read_by_its_status(connect: Connect, server: "ScriptedServer") -> None:
+    server.answers(b"")
+    assert connect(server.url).health() == Health(is_ready=True, details={})
+    assert server.seen[0].path == "/health"
