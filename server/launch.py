@@ -157,7 +157,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise CannotServe(f"cannot listen on {host}:{port}: {os.strerror(error.errno)}; see --host and --port") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotServe(f"cannot listen on {host}:{port}: {reason}; see --host and --port") from None
 
 
 def _url(listener: socket.socket) -> str:
