@@ -44,7 +44,7 @@ class EngineLoop:
         self._in_flight: deque[tuple[StepInput, Future[StepOutput]]] = deque()
         self._refusals: list[SequenceOutput] = []
         self._is_open = True
-        self._has_news = False  # a message changed what the last report said
+        self._has_news = False  # something happened outside of a step
         self._schedule_s = self._execute_s = self._publish_s = 0.0
 
     def run(self) -> None:
@@ -68,12 +68,12 @@ class EngineLoop:
             pass
 
     def _handle(self, message: ToEngine) -> None:
-        self._has_news = True
         match message:
             case EngineRequest():
                 self._add(message)
             case Abort(request_id=request_id, indices=indices):
                 self._scheduler.abort(request_id, indices)
+                self._has_news = True
             case Shutdown():
                 self._is_open = False
             case StartEngine():
@@ -89,6 +89,7 @@ class EngineLoop:
                 SequenceOutput(request.request_id, start.index, [], "error", error=str(refusal))
                 for start in request.sequences
             )
+            self._has_news = True
 
     def _submit_steps(self) -> None:
         """Keep as many steps under way as the executor takes."""

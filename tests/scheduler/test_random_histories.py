@@ -33,13 +33,9 @@ configs = st.fixed_dictionaries(
         "enable_prefix_caching": st.sampled_from([True, True, False]),
     }
 )
-# Prompts are beginnings of two texts that part in their second block, at times with a tail of their own.
-PROMPTS = [
-    [*range(6), *range(text, text + 22)][:length] + tail
-    for length in range(1, 29)
-    for text in (100, 200)
-    for tail in ([], [300], [301, 300])
-]
+# Prompts are beginnings of two texts that part in their second block and meet again, at times with a tail.
+TEXTS = ([*range(28)], [*range(6), 200, 201, *range(8, 28)])
+PROMPTS = [text[:length] + tail for length in range(1, 29) for text in TEXTS for tail in ([], [300], [301, 300])]
 PARAMETERS = {
     "n": (1, 2, 3, 5),
     "priority": (0, 1, -1),
