@@ -81,8 +81,7 @@ class CpuKernels:
         dtype, depth = _check_parts(parts)
         features = sum(part.shape[0] for part in parts)
         size = self._c.distllm_packed_bytes(features, depth, _DTYPES[dtype])
-        panels = torch.empty(size // dtype.itemsize, dtype=dtype)
-        self._c.distllm_advise_huge_pages(panels.data_ptr(), size)
+        panels = self._empty(size // dtype.itemsize, dtype=dtype)
         self._zero_padding(panels, features, depth)
         first_row = 0
         for part in parts:
@@ -146,8 +145,9 @@ class CpuKernels:
         """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension."""
         if dtype not in _DTYPES:
             raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype}")
-        keys = torch.zeros(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
-        return keys, torch.zeros(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
+        keys = self._empty(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
+        values = self._empty(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
+        return keys.zero_(), values.zero_()
 
     def write_kv(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
         """Stores keys [T, heads, key_dim] and values [T, heads, value_dim] at slots [T] (int64).
@@ -309,6 +309,12 @@ class CpuKernels:
                 f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
             )
         return num_sequences
+
+    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory that will be streamed, on huge pages where the system gives them."""
+        tensor = torch.empty(*shape, dtype=dtype)
+        self._c.distllm_advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return tensor
 
     def _zero_padding(self, panels: Tensor, features: int, depth: int) -> None:
         if depth % 2:

@@ -69,6 +69,8 @@ struct Span {
   int begin;
   const Weight* keys[kSpanBlocks];
   const Weight* values[kSpanBlocks];
+  const Weight* next_keys[kSpanBlocks];  // of the next span, or of this one where it is the last
+  const Weight* next_values[kSpanBlocks];
   Weight tails[kSpanBlocks][kValuePanelSize];  // the narrow last panel of the values, widened
 };
 
@@ -78,12 +80,17 @@ int query_steps(int key_dim) {
 }
 
 template <Kind kind, int R, int P, class Weight>
-void score_blocks(const typename Panel<kind>::Input* query, const Weight* const* keys, int depth, float* scores) {
+void score_blocks(const typename Panel<kind>::Input* query, const Weight* const* keys, const Weight* const* next_keys,
+                  int depth, float* scores) {
   const Weight* panels[P];
-  unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { panels[p] = keys[p]; });
+  Scattered<P> next;
+  unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+    panels[p] = keys[p];
+    next.soon[p] = next_keys[p];
+  });
   Tile<R, P> tile;
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { tile.sum[i / P][i % P] = zeros(); });
-  accumulate<kind>(tile, panels, Inputs<typename Panel<kind>::Input, 1, R>{query}, depth);
+  accumulate<kind>(tile, panels, Inputs<typename Panel<kind>::Input, 1, R>{query}, depth, next);
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
     store(scores + (i / P) * kScoreStride + (i % P) * 16, tile.sum[i / P][i % P]);
   });
@@ -144,8 +151,9 @@ void weigh(const Call& call, const Unit<kind>& unit, int row, int begin, int num
 
 // sums of P panels of dimensions = sums * rescale + weights * values
 template <Kind kind, int R, int P, class Weight>
-void add_values(const typename Panel<kind>::Input* weights, const Weight* const* values, size_t offset, int num_tokens,
-                const float* rescale, float* sums, int sums_stride) {
+void add_values(const typename Panel<kind>::Input* weights, const Weight* const* values,
+                const Weight* const* next_values, size_t offset, int num_tokens, const float* rescale, float* sums,
+                int sums_stride) {
   constexpr int kPerStep = kind == Kind::kBf16Dot ? 2 : 1;
   Tile<R, P> tile;
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
@@ -153,11 +161,13 @@ void add_values(const typename Panel<kind>::Input* weights, const Weight* const*
   });
   for (int token = 0; token < num_tokens; token += kBlockTokens) {
     const Weight* panels[P];
+    Scattered<P> next;
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
       panels[p] = values[token / kBlockTokens] + offset + p * kValuePanelSize;
+      next.soon[p] = next_values[token / kBlockTokens] + offset + p * kValuePanelSize;
     });
     const Inputs<typename Panel<kind>::Input, kScoreStride / kPerStep, 1> inputs{weights + token / kPerStep};
-    accumulate<kind>(tile, panels, inputs, std::min(kBlockTokens, num_tokens - token));
+    accumulate<kind>(tile, panels, inputs, std::min(kBlockTokens, num_tokens - token), next);
   }
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
     store(sums + (i / P) * sums_stride + (i % P) * 16, tile.sum[i / P][i % P]);
@@ -189,8 +199,8 @@ void attend_tile(const Call& call, const Unit<kind>& unit, int row, const Span<t
   const auto* const query = unit.query + (size_t)row * query_steps<kind>(call.layout.key_dim);
   int block = 0;
   for (; block + kWidth <= blocks; block += kWidth)
-    score_blocks<kind, R, kWidth>(query, span.keys + block, depth, scores + block * 16);
-  for (; block < blocks; ++block) score_blocks<kind, R, 1>(query, span.keys + block, depth, scores + block * 16);
+    score_blocks<kind, R, kWidth>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
+  for (; block < blocks; ++block) score_blocks<kind, R, 1>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
   weigh<kind, R>(call, unit, row, span.begin, blocks * kBlockTokens, scores, rescale);
   const auto* const weights = as_inputs<kind, R>(scores, blocks * kBlockTokens, pairs);
   float* const sums = unit.sums + (size_t)row * unit.padded_values;
@@ -198,13 +208,13 @@ void attend_tile(const Call& call, const Unit<kind>& unit, int row, const Span<t
   int panel = 0;
   const auto offset = [](int p) { return (size_t)p * kValuePanelSize; };
   for (; panel + kWidth <= full; panel += kWidth)
-    add_values<kind, R, kWidth>(weights, span.values, offset(panel), tokens, rescale, sums + panel * 16, stride);
+    add_values<kind, R, kWidth>(weights, span.values, span.next_values, offset(panel), tokens, rescale, sums + panel * 16, stride);
   for (; panel < full; ++panel)
-    add_values<kind, R, 1>(weights, span.values, offset(panel), tokens, rescale, sums + panel * 16, stride);
+    add_values<kind, R, 1>(weights, span.values, span.next_values, offset(panel), tokens, rescale, sums + panel * 16, stride);
   if (call.layout.value_tail() == 0) return;
   const typename Panel<kind>::Weight* tails[kSpanBlocks];
   for (int i = 0; i < kSpanBlocks; ++i) tails[i] = span.tails[i];
-  add_values<kind, R, 1>(weights, tails, 0, tokens, rescale, sums + panel * 16, stride);
+  add_values<kind, R, 1>(weights, tails, tails, 0, tokens, rescale, sums + panel * 16, stride);
 }
 
 template <Kind kind>
@@ -273,10 +283,15 @@ template <class Weight>
 void set_span(const Call& call, int sequence, int kv_head, int begin, int end, Span<Weight>& span) {
   span.begin = begin;
   const int32_t* const table = call.block_tables + sequence * call.table_stride;
-  for (int i = 0; i < kSpanBlocks && begin + i * kBlockTokens < end; ++i) {
-    const size_t block = (size_t)table[begin / kBlockTokens + i];
-    span.keys[i] = (const Weight*)call.keys + call.layout.key_at(block, kv_head);
-    span.values[i] = (const Weight*)call.values + call.layout.value_at(block, kv_head);
+  const auto keys = [&](int i) { return (const Weight*)call.keys + call.layout.key_at((size_t)table[i], kv_head); };
+  const auto values = [&](int i) { return (const Weight*)call.values + call.layout.value_at((size_t)table[i], kv_head); };
+  const int num_blocks = (end + kBlockTokens - 1) / kBlockTokens, first = begin / kBlockTokens;
+  for (int i = 0; i < kSpanBlocks && first + i < num_blocks; ++i) {
+    const int next = first + i + kSpanBlocks < num_blocks ? first + i + kSpanBlocks : first + i;
+    span.keys[i] = keys(first + i);
+    span.values[i] = values(first + i);
+    span.next_keys[i] = keys(next);
+    span.next_values[i] = values(next);
     if (call.layout.value_tail()) call.layout.widen_tail(span.values[i], span.tails[i]);
   }
 }

@@ -45,23 +45,23 @@ struct Tiling {
   int size(int tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-// total[r][p * 16 ..] += span of inputs times span of panels
+// total[r][p * 16 ..] += span of inputs times span of panels; `skip` as Streamed says
 template <Kind kind, int R, int P>
-void add_span(const void* inputs, const void* panels, size_t panel_stride, int depth, float* total) {
+void add_span(const void* inputs, const void* panels, size_t panel_stride, int depth, size_t skip, float* total) {
   using Weight = typename Panel<kind>::Weight;
   using Input = typename Panel<kind>::Input;
   const Weight* panel[P];
   unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { panel[p] = (const Weight*)panels + p * panel_stride; });
   Tile<R, P> tile;
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { tile.sum[i / P][i % P] = zeros(); });
-  accumulate<kind>(tile, panel, Inputs<Input, 1, R>{(const Input*)inputs}, depth);
+  accumulate<kind>(tile, panel, Inputs<Input, 1, R>{(const Input*)inputs}, depth, Streamed<P>{skip});
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
     float* const at = total + i * 16;
     store(at, load(at) + tile.sum[i / P][i % P]);
   });
 }
 
-using AddSpan = void (*)(const void*, const void*, size_t, int, float*);
+using AddSpan = void (*)(const void*, const void*, size_t, int, size_t, float*);
 
 template <Kind kind, int P, int... R>
 AddSpan add_span_for(int rows, std::integer_sequence<int, R...>) {
@@ -146,10 +146,11 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
   const int step = kind == Kind::kBf16Dot ? 2 : 1;
   for (int k = 0; k < call.depth; k += kSpan) {
     const int depth = std::min(kSpan, (int)padded_depth((size_t)(call.depth - k)));
+    const size_t skip = k + kSpan < call.depth ? 0 : (P - 1) * stride * sizeof(*panels);
     for (int tile = first; tile < last; ++tile) {
       const int row = tiles.begin(tile), size = tiles.size(tile);
       const auto* const x = inputs + (size_t)row * input_size<kind>(call.depth) + (size_t)(k / step) * size;
-      add_span_for<kind, P>(size)(x, panels + (size_t)k * 16, stride, depth, total + (row - begin) * P * 16);
+      add_span_for<kind, P>(size)(x, panels + (size_t)k * 16, stride, depth, skip, total + (row - begin) * P * 16);
     }
   }
   const int feature = (int)panel * kPanelWidth, features = std::min(P * kPanelWidth, call.features - feature);

@@ -59,28 +59,50 @@ DISTLLM_INLINE void step_of_one(Tile<R, P>& tile, const F32x16 (&weight)[P], X i
   });
 }
 
-constexpr size_t kPrefetchBytes = 2048;
+// Panels in memory, to be fetched ahead of use. Near the end of its run each of the P streams goes on at the place
+// `skip` bytes further, where the next group of panels begins.
+template <int P>
+struct Streamed {
+  static constexpr size_t kAhead = 4096 / P;
+  size_t skip;
+  DISTLLM_INLINE void fetch(int, const void* at, size_t, size_t bytes_left) const {
+    __builtin_prefetch((const char*)at + kAhead + (bytes_left > kAhead ? 0 : skip));
+  }
+};
 
-template <int R, int P, class X>
-DISTLLM_INLINE void accumulate_float32(Tile<R, P>& tile, const float* const (&panels)[P], X inputs, int depth) {
+// Panels scattered in memory: while one is read, line by line, so is another fetched that is wanted soon.
+template <int P>
+struct Scattered {
+  const void* soon[P];
+  DISTLLM_INLINE void fetch(int p, const void*, size_t byte, size_t) const {
+    __builtin_prefetch((const char*)soon[p] + byte, 0, 2);  // into the second level: a span may fill the first
+  }
+};
+
+template <int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_float32(Tile<R, P>& tile, const float* const (&panels)[P], X inputs, int depth,
+                                       Source source) {
+  F32x16 weight[P];
   for (int k = 0; k < depth; ++k) {
-    F32x16 weight[P];
-    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { 
-      weight[p] = load(panels[p] + (size_t)k * 16); 
-      __builtin_prefetch((const char*)(panels[p] + (size_t)k * 16) + kPrefetchBytes);
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      const float* const at = panels[p] + (size_t)k * 16;
+      source.fetch(p, at, (size_t)k * 64, (size_t)(depth - k) * 64);
+      weight[p] = load(at);
     });
     step_of_one(tile, weight, inputs, k);
   }
 }
 
-template <int R, int P, class X>
-DISTLLM_INLINE void accumulate_bf16(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth) {
+template <int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_bf16(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth,
+                                    Source source) {
   F32x16 weight[P];
   for (int k = 0; k + 1 < depth; k += 2) {
     Bf16Pairs pairs[P];
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-      pairs[p] = load_pairs(panels[p] + (size_t)k * 16);
-      __builtin_prefetch((const char*)(panels[p] + (size_t)k * 16) + kPrefetchBytes);
+      const uint16_t* const at = panels[p] + (size_t)k * 16;
+      source.fetch(p, at, (size_t)k * 32, (size_t)(depth - k) * 32);
+      pairs[p] = load_pairs(at);
     });
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = low_halves(pairs[p]); });
     step_of_one(tile, weight, inputs, k);
@@ -102,33 +124,36 @@ DISTLLM_INLINE void dot_step(Tile<R, P>& tile, const Bf16Pairs (&weight)[P], X i
   });
 }
 
-template <int R, int P, class X>
-DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth) {
+template <int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth,
+                                   Source source) {
   Bf16Pairs weight[P];
   for (int step = 0; step < depth / 2; ++step) {
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-      weight[p] = load_pairs(panels[p] + (size_t)step * 32);
-      __builtin_prefetch((const char*)(panels[p] + (size_t)step * 32) + kPrefetchBytes);
+      const uint16_t* const at = panels[p] + (size_t)step * 32;
+      source.fetch(p, at, (size_t)step * 64, (size_t)(depth - 2 * step) * 32);
+      weight[p] = load_pairs(at);
     });
     dot_step(tile, weight, inputs, step);
   }
   if (depth % 2) {
     const size_t last = (size_t)(depth - 1) * 16;
-    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = without_high_halves(load_pairs(panels[p] + last)); });
+    unrolled<P>(
+        [&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = without_high_halves(load_pairs(panels[p] + last)); });
     dot_step(tile, weight, inputs, depth / 2);
   }
 }
 
 // tile += inputs * panels over k = 0 .. depth - 1. An odd depth reads the last pair's lower half only.
-template <Kind kind, int R, int P, class X>
+template <Kind kind, int R, int P, class X, class Source>
 DISTLLM_INLINE void accumulate(Tile<R, P>& tile, const typename Panel<kind>::Weight* const (&panels)[P], X inputs,
-                               int depth) {
+                               int depth, Source source) {
   if constexpr (kind == Kind::kFloat32)
-    accumulate_float32(tile, panels, inputs, depth);
+    accumulate_float32(tile, panels, inputs, depth, source);
   else if constexpr (kind == Kind::kBf16)
-    accumulate_bf16(tile, panels, inputs, depth);
+    accumulate_bf16(tile, panels, inputs, depth, source);
   else
-    accumulate_dot(tile, panels, inputs, depth);
+    accumulate_dot(tile, panels, inputs, depth, source);
 }
 
 }  // namespace distllm
