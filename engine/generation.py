@@ -3,12 +3,12 @@
 Importable without torch.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distllm.engine.checkpoint import read_json
+from distllm.engine.checkpoint import CheckpointError, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +38,18 @@ def load_generation_defaults(path: Path, tokenizer_eos_id: int | None = None) ->
     generation = read_json(generation_file) if generation_file.is_file() else {}
     nested = config.get("text_config")
     sources = (generation, config, nested if isinstance(nested, dict) else {})
-    stored = next((source["eos_token_id"] for source in sources if source.get("eos_token_id") is not None), ())
+    stored: object = next(
+        (source["eos_token_id"] for source in sources if source.get("eos_token_id") is not None), []
+    )
     eos_ids = [*_as_ids(stored), *([] if tokenizer_eos_id is None else [tokenizer_eos_id])]
     return GenerationDefaults(eos_token_ids=tuple(dict.fromkeys(eos_ids)), **_sampling(generation))
 
 
-def _as_ids(value: int | Iterable[int]) -> list[int]:
-    return [value] if isinstance(value, int) else [int(token_id) for token_id in value]
+def _as_ids(value: object) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if any(type(token_id) is not int for token_id in ids):
+        raise CheckpointError(f"eos_token_id must be a token id or a list of them, not {value!r}")
+    return [int(token_id) for token_id in ids]
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 def measure_free_host_bytes() -> int:
     """What is free or could be freed without swapping, under the tightest limit that holds."""
-    return min([int(psutil.virtual_memory().available), *_cgroup_headrooms(_CGROUP_ROOT, _own_cgroup())])
+    return min([int(psutil.virtual_memory().available), *cgroup_headrooms(_CGROUP_ROOT, _own_cgroup())])
 
 
 def _own_cgroup() -> str:
@@ -21,7 +21,7 @@ def _own_cgroup() -> str:
     return next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), "")
 
 
-def _cgroup_headrooms(root: Path, own: str) -> list[int]:
+def cgroup_headrooms(root: Path, own: str) -> list[int]:
     """Bytes left under each memory limit that holds for the cgroup, its own and its parents'."""
     group = root / own
     groups = [group, *group.parents[: len(Path(own).parts)]]

@@ -40,7 +40,7 @@ class ModelRunner:
 
     def __init__(self, model: PreTrainedModel, cache: PagedCache) -> None:
         self._model = model
-        self._cache = cache
+        self.cache = cache
         self._device = model.device
         self._sampler = Sampler()
 
@@ -63,7 +63,7 @@ class ModelRunner:
     def forward(self, chunks: Sequence[SequenceChunk], rows: Sequence[int]) -> Tensor:
         """Compute the chunks; logits of the given rows of the batch, float32 [num_rows, vocab_size]."""
         tensors = build_step_tensors(chunks, self._device)
-        with self._cache.running(tensors.attention):
+        with self.cache.running(tensors.attention):
             output = self._model(
                 input_ids=tensors.input_ids,
                 position_ids=tensors.position_ids,
@@ -77,7 +77,7 @@ class ModelRunner:
         if copies:
             sources = torch.tensor([copy.source for copy in copies], device=self._device)
             destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
-            self._cache.copy_blocks(sources, destinations)
+            self.cache.copy_blocks(sources, destinations)
 
 
 def find_needed_rows(chunks: Sequence[SequenceChunk]) -> NeededRows:

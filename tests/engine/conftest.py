@@ -61,9 +61,9 @@ MODELS: Mapping[str, tuple[str, dict[str, object]]] = {
         {"rope_parameters": _LONG_ROPE, "original_max_position_embeddings": 64},
     ),
     "gemma2": ("Gemma2", {"head_dim": 20, "sliding_window": 10, "query_pre_attn_scalar": 24}),
-    "gpt2": ("GPT2", {"n_inner": 96}),
-    "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 48}),
-    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+    "gpt2": ("GPT2", {"n_inner": 96, "num_key_value_heads": None}),
+    "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 48, "num_key_value_heads": None}),
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.5, "num_key_value_heads": None}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         "Qwen3Moe",
@@ -78,7 +78,7 @@ MODELS: Mapping[str, tuple[str, dict[str, object]]] = {
     ),
     "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}),
 }
-"""Class prefix and what differs from `_SHAPE`, by the name that tests use."""
+"""Class prefix and what differs from `_SHAPE` (None: left out), by the name that tests use."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Served:
 def make_model(name: str, seed: int = 0) -> PreTrainedModel:
     """The architecture with weights large enough for attention and experts to matter, float32."""
     prefix, special = MODELS[name]
-    config: PreTrainedConfig = getattr(transformers, f"{prefix}Config")(**{**_SHAPE, **special})
+    fields = {name: value for name, value in {**_SHAPE, **special}.items() if value is not None}
+    config: PreTrainedConfig = getattr(transformers, f"{prefix}Config")(**fields)
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
