@@ -30,7 +30,7 @@ def create_app(
         metrics=metrics,
     )
     for handler in (completions, chat, models, tokenization, health, meta):
-        app.include_router(handler.router)
+        app.router.routes.extend(handler.router.routes)
     app.add_exception_handler(HTTPException, handle_error)
     # the last one added is the outermost
     app.add_middleware(AuthMiddleware, api_keys=settings.api_keys)

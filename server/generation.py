@@ -37,6 +37,7 @@ class Generation:
         self._metrics = metrics
         self._runs: list[PromptRun] = []
         self._stack = AsyncExitStack()
+        self._num_unfinished = len(plan.prompts) * plan.num_sampled
         self._merged: MergedStream
 
     async def start(self) -> None:
@@ -64,8 +65,17 @@ class Generation:
         return self
 
     async def __anext__(self) -> list[ChoiceDelta]:
+        if self.is_finished:
+            raise StopAsyncIteration
         number, output = await self._merged.__anext__()
-        return self._runs[number].accept(output)
+        deltas = self._runs[number].accept(output)
+        self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
+        return deltas
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every choice has its last delta."""
+        return self._num_unfinished == 0
 
     @property
     def choices(self) -> list[Choice]:

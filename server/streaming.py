@@ -4,7 +4,8 @@ Knows nothing of what the frames mean.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -20,11 +21,21 @@ logger = logging.getLogger("distllm.server")
 DONE = b"data: [DONE]\n\n"
 
 
+class Chunks(Protocol):
+    """What an endpoint makes of a generation."""
+
+    def opening(self) -> Iterable[msgspec.Struct]: ...
+
+    def of(self, delta: ChoiceDelta) -> Iterable[msgspec.Struct]: ...
+
+    def closing(self) -> Iterable[msgspec.Struct]: ...
+
+
 class GenerationStream(EventSourceResponse):
     """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away."""
 
-    def __init__(self, generation: Generation, frames: AsyncIterator[bytes], keep_alive_s: float) -> None:
-        super().__init__(frames, ping=keep_alive_s, sep="\n", ping_message_factory=_keep_alive)
+    def __init__(self, generation: Generation, chunks: Chunks, keep_alive_s: float) -> None:
+        super().__init__(frames(generation, chunks), ping=keep_alive_s, sep="\n", ping_message_factory=_keep_alive)
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,31 +51,25 @@ def _keep_alive() -> ServerSentEvent:
     return ServerSentEvent(comment="keep-alive", sep="\n")
 
 
-async def frames(
-    generation: Generation,
-    opening: Iterable[msgspec.Struct],
-    chunk_of: Callable[[ChoiceDelta], Iterable[msgspec.Struct]],
-    closing: Callable[[], Iterable[msgspec.Struct]],
-) -> AsyncIterator[bytes]:
-    """Opening chunks, the chunks of every delta, closing chunks, [DONE]. A failure is one error frame instead of
-    the rest."""
-    encoder = msgspec.json.Encoder()
+async def frames(generation: Generation, chunks: Chunks) -> AsyncIterator[bytes]:
+    """Opening chunks, the chunks of every delta, closing chunks, [DONE]; a failure is one error frame instead of
+    the rest. Frames that are known together leave together: a write costs more than a frame.
+    """
+    waiting = b"".join(map(frame, chunks.opening()))
     try:
-        for chunk in opening:
-            yield frame(encoder, chunk)
         async for deltas in generation:
-            for delta in deltas:
-                for chunk in chunk_of(delta):
-                    yield frame(encoder, chunk)
-        for chunk in closing():
-            yield frame(encoder, chunk)
+            waiting += b"".join(frame(chunk) for delta in deltas for chunk in chunks.of(delta))
+            if waiting and not generation.is_finished:
+                yield waiting
+                waiting = b""
+        waiting += b"".join(map(frame, chunks.closing()))
     except Exception as error:
         if not isinstance(error, GenerationFailed):
             logger.error("%s failed in the middle of its stream", generation.request_id, exc_info=error)
-        yield error_frame(error)
-    yield DONE
+        waiting += error_frame(error)
+    yield waiting + DONE
 
 
-def frame(encoder: msgspec.json.Encoder, chunk: msgspec.Struct) -> bytes:
+def frame(chunk: msgspec.Struct) -> bytes:
     """One event."""
-    return b"data: " + encoder.encode(chunk) + b"\n\n"
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -8,14 +8,15 @@ from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, check_num_choices
 from distllm.server.handlers.chat_chunks import ChatChunks
 from distllm.server.handlers.collect import collect
+from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.handlers.openapi import describe
 from distllm.server.protocol.chat import ChatCompletionRequest
 from distllm.server.protocol.validation import validate
 from distllm.server.service import Service, service_of
-from distllm.server.streaming import GenerationStream, frames
+from distllm.server.streaming import GenerationStream
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/v1/chat/completions", openapi_extra=describe(ChatCompletionRequest))
@@ -29,8 +30,7 @@ async def create_chat_completion(request: Request) -> Response:
     chunks = ChatChunks(generation, service, asked)
     await generation.start()
     if asked.stream:
-        events = frames(generation, chunks.opening(), chunks.of, chunks.closing)
-        return GenerationStream(generation, events, service.settings.keep_alive_s)
+        return GenerationStream(generation, chunks, service.settings.keep_alive_s)
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
     return json_response(chunks.whole(choices))

@@ -26,6 +26,10 @@ class CompletionChunks:
         self._created = int(time.time())
         self._include_usage = asked.include_usage
 
+    def opening(self) -> Iterator[Completion]:
+        """A completion's stream begins with its text."""
+        return iter(())
+
     def of(self, delta: ChoiceDelta) -> Iterator[Completion]:
         """A chunk of text where there is some, and one of "" that says why a choice has ended."""
         if delta.text or delta.tokens:

@@ -7,10 +7,11 @@ from starlette.responses import Response
 from distllm.scheduler.messages import Loading
 from distllm.scheduler.stats import EngineStats
 from distllm.server.errors import RETRY_UNAVAILABLE_S, Error
+from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.service import Service, service_of
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):

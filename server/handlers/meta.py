@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.service import service_of
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -26,6 +27,6 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/version")
-async def version() -> Response:
+async def version(_: Request) -> Response:
     """Which distllm this is."""
     return json_response(Version(importlib.metadata.version("distllm")))

@@ -4,11 +4,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from distllm.scheduler.client import EngineUnavailable
+from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.protocol.responses import ModelCard, ModelList
 from distllm.server.service import Service, service_of
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.get("/v1/models")
@@ -19,9 +20,10 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get("/v1/models/{model_id:path}")
-async def show_model(request: Request, model_id: str) -> Response:
+async def show_model(request: Request) -> Response:
     """One of them."""
     service = service_of(request)
+    model_id: str = request.path_params["model_id"]
     service.check_model(model_id)
     return json_response(_card(service, model_id))
 

@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from distllm.server.body import read_json
 from distllm.server.errors import InvalidRequest
+from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.handlers.openapi import describe
 from distllm.server.logprob_text import legacy_token
@@ -19,7 +20,7 @@ from distllm.server.protocol.tokenization import (
 from distllm.server.protocol.validation import validate
 from distllm.server.service import Service, service_of
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/tokenize", openapi_extra=describe(TokenizeTextRequest, TokenizeChatRequest))

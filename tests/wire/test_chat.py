@@ -57,8 +57,8 @@ def test_null_is_accepted_for_every_optional_field(http: httpx.Client, model: st
     fields = (
         "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
         "max_completion_tokens", "metadata", "modalities", "n", "parallel_tool_calls", "prediction",
-        "presence_penalty", "reasoning_effort", "response_format", "seed", "service_tier", "stop", "store", "stream",
-        "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user",
+        "presence_penalty", "reasoning_effort", "response_format", "seed", "service_tier", "stop", "store",
+        "stream", "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user",
     )  # fmt: skip
     assert chat(http, model, **dict.fromkeys(fields))["choices"]
 
