@@ -1,0 +1,175 @@
+"""Offline batches: the engine of the server, without the server.
+
+with LLM("org/name") as llm:
+    results = llm.generate(["Once upon a time", "The fox"], SamplingParams(max_tokens=40))
+    print(results[0].text)
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, cast
+
+from distllm.engine.generation import load_generation_defaults
+from distllm.engine.interface import ExecutorInfo
+from distllm.engine.sampling_params import SamplingParams
+from distllm.scheduler.client import EngineClient
+from distllm.server.batch_bar import BatchBar
+from distllm.server.config import InvalidSettings, Settings, fields, load_settings
+from distllm.server.generation_plan import Limits
+from distllm.server.launch import find_checkpoint, start_message
+from distllm.server.loading_bar import LoadingBar
+from distllm.server.loop_thread import LoopThread
+from distllm.server.offline import PromptResult
+from distllm.server.offline_batch import (
+    EncodedPrompt,
+    Message,
+    encode_conversations,
+    encode_prompts,
+    plan_batch,
+    run_batch,
+)
+from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS
+from distllm.server.protocol.fields import parse_prompts, parse_stop
+from distllm.server.tokenizer import Tokenizer
+
+Prompts = str | list[str] | list[int] | list[list[int]]
+Conversations = list[Message] | list[list[Message]]
+Params = SamplingParams | Sequence[SamplingParams]
+
+_SECTIONS = ("model", "scheduler", "engine")
+
+
+class LLM:
+    """A model in an engine process of its own. Close it, or use it as a context manager.
+
+    `model` is a checkpoint directory or a hub name; None is the embedded model. `options` are the settings of
+    `distllm serve` for model, scheduler and engine, by name: dtype="float32", max_num_seqs=16. Raises
+    InvalidSettings for a wrong option, ModelNotFound, CheckpointError or TokenizerError for a model that cannot be
+    read, and EngineUnavailable, with the reason, for one that cannot be loaded.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        settings = _settings(model, options)
+        checkpoint = find_checkpoint(settings)
+        template = settings.model.chat_template
+        bar = LoadingBar()
+        self._defaults = load_generation_defaults(checkpoint)
+        self._max_live = settings.scheduler.max_num_seqs + settings.scheduler.max_waiting
+        self._engine = EngineClient(start_message(settings, checkpoint), bar)
+        self._thread = LoopThread("distllm-offline")
+        self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._engine)
+        try:
+            self._thread.run(self._engine.start())
+            self._tokenizer = Tokenizer.load(
+                checkpoint, None if template is None else template.read_text(encoding="utf-8")
+            )
+            self._thread.run(self._engine.wait_ready())
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine. Does nothing the second time."""
+        self._finalizer()
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """What the engine turned out to be: device, dtype, kernels, KV blocks, longest sequence."""
+        return self._engine.info
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """The sampling that the checkpoint recommends; where it sets no length, to the end of the context."""
+        recommended = self._defaults
+        return SamplingParams(
+            max_tokens=recommended.max_new_tokens,
+            temperature=recommended.temperature,
+            top_p=recommended.top_p,
+            top_k=recommended.top_k,
+            min_p=recommended.min_p,
+            repetition_penalty=recommended.repetition_penalty,
+        )
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: Params | None = None,
+        *,
+        n: int = 1,
+        stop: str | Sequence[str] = (),
+        use_tqdm: bool = True,
+    ) -> list[PromptResult]:
+        """Continue prompts, given as texts or token ids: one result for each, in their order.
+
+        `sampling_params` are for all prompts or one for each; None is `default_params` with 16 tokens. `n`
+        sequences are sampled for each prompt; their text ends before any of up to 4 `stop` strings. Raises
+        InvalidRequest, naming the prompt, before anything runs.
+        """
+        if isinstance(prompts, list) and not prompts:
+            return []
+        if sampling_params is None:
+            max_tokens = self._defaults.max_new_tokens or DEFAULT_MAX_TOKENS
+            sampling_params = replace(self.default_params, max_tokens=max_tokens)
+        encoded = self._thread.run(encode_prompts(self._tokenizer, parse_prompts(prompts)))
+        return self._run(encoded, sampling_params, n, stop, use_tqdm)
+
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | None = None,
+        *,
+        n: int = 1,
+        stop: str | Sequence[str] = (),
+        chat_template_kwargs: dict[str, Any] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PromptResult]:
+        """Answer one conversation or several, each a list of messages {"role": ..., "content": ...}.
+
+        As `generate` otherwise; without parameters an answer runs to its own end. Raises NoChatTemplate for a model
+        that has none.
+        """
+        if not messages:
+            return []
+        conversations = cast(list[list[Message]], messages if isinstance(messages[0], list) else [messages])
+        encoded = self._thread.run(encode_conversations(self._tokenizer, conversations, chat_template_kwargs or {}))
+        params = self.default_params if sampling_params is None else sampling_params
+        return self._run(encoded, params, n, stop, use_tqdm)
+
+    def _run(
+        self, prompts: list[EncodedPrompt], params: Params, n: int, stop: str | Sequence[str], use_tqdm: bool
+    ) -> list[PromptResult]:
+        stops = parse_stop(stop if isinstance(stop, str) else list(stop))
+        eos_token_ids = self._defaults.eos_token_ids
+        plans = plan_batch(prompts, params, eos_token_ids, Limits.of(self._engine.info), n, stops)
+        with BatchBar(len(plans), use_tqdm) as bar:
+            return self._thread.run(run_batch(self._engine, self._tokenizer, plans, self._max_live, bar))
+
+
+def _settings(model: str | None, options: dict[str, Any]) -> Settings:
+    """Settings from options, over those of the environment. Raises InvalidSettings."""
+    known = [name for name, (section, _) in fields().items() if section in _SECTIONS and name != "model"]
+    for name in options:
+        if name not in known:
+            raise InvalidSettings(f"LLM has no option {name!r}; it has {', '.join(known)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    return load_settings({"log_level": "WARNING", **({"model": model} if model else {}), **given}, None)
+
+
+def _shut_down(thread: LoopThread, engine: EngineClient) -> None:
+    thread.run(engine.stop())
+    thread.close()
