@@ -18,6 +18,7 @@ from distllm.scheduler.channel import ChannelClosed
 from distllm.scheduler.live_request import LiveRequest, RequestStream
 from distllm.scheduler.messages import (
     Abort,
+    Begun,
     EngineRequest,
     Loading,
     Ready,
@@ -80,6 +81,7 @@ class EngineClient:
         self._max_live = start.scheduler.max_num_seqs + start.scheduler.max_waiting
         self._live: dict[str, LiveRequest] = {}
         self._released: set[str] = set()  # requests that the present engine has been given
+        self._begun: set[str] = set()  # those of them that have been in a step
         self._probation = Probation()
         self._process: EngineProcess | None = None
         self._serving: EngineProcess | None = None  # the same, once its model is loaded
@@ -190,6 +192,7 @@ class EngineClient:
         if self._live.pop(live.request_id, None) is None:
             return
         self._released.discard(live.request_id)
+        self._begun.discard(live.request_id)
         self._probation.forget(live.request_id)
         self._release_next_suspect()
         if not self._live:
@@ -234,6 +237,8 @@ class EngineClient:
                 case StartFailed(reason=reason):
                     self._fail(reason)
                     return
+                case Begun(request_ids=request_ids):
+                    self._begun.update(self._released.intersection(request_ids))
                 case StepReport(outputs=outputs, stats=stats):
                     self._on_step(outputs, stats)
                 case _:
@@ -277,8 +282,9 @@ class EngineClient:
             return False
         self._deaths_without_progress += 1
         self.num_restarts += 1
-        culprit = self._probation.engine_died(list(self._released))
+        culprit = self._probation.engine_died(self._begun)
         self._released.clear()
+        self._begun.clear()
         self.stats = EngineStats()
         logger.error("the engine ended (%s) with %d live requests", end, len(self._live))
         if culprit is not None and (live := self._live.get(culprit)):

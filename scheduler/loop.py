@@ -13,6 +13,7 @@ from distllm.engine.interface import Executor, StepInput, StepOutput
 from distllm.scheduler.admission import RequestRefused
 from distllm.scheduler.messages import (
     Abort,
+    Begun,
     EngineRequest,
     FromEngine,
     SequenceOutput,
@@ -100,6 +101,8 @@ class EngineLoop:
             self._schedule_s += scheduled - started
             if step is None:
                 break
+            if begun := self._scheduler.take_begun():
+                self._publish(Begun(begun))
             self._in_flight.append((step, self._executor.submit(step)))
             self._execute_s += time.perf_counter() - scheduled
         assert self._in_flight or not self._is_open or not self._scheduler.has_work, "nothing can run"

@@ -96,6 +96,12 @@ class StartFailed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """Requests that enter a step for the first time. Sent before that step runs, so that a death has suspects."""
+
+    request_ids: list[str]
+
+
 class StepReport(msgspec.Struct, frozen=True, tag=True):
     """What one step brought: every sequence's new tokens, and the engine's figures after it."""
 
@@ -104,4 +110,4 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = StartEngine | EngineRequest | Abort | Shutdown
-FromEngine = Loading | Ready | StartFailed | StepReport
+FromEngine = Loading | Ready | StartFailed | Begun | StepReport

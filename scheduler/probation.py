@@ -2,7 +2,7 @@
 passed a step. Pure book-keeping; knows nothing of processes."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 
 MAX_STRIKES = 2
 
@@ -19,14 +19,12 @@ class Probation:
         self._on_trial: str | None = None
         self._strikes: dict[str, int] = {}
 
-    def engine_died(self, released: Iterable[str]) -> str | None:
-        """Note a death while `released` requests were in the engine. Returns the culprit once it is certain."""
-        present = list(released)
-        sole_suspect = self._on_trial or (present[0] if len(present) == 1 else None)
+    def engine_died(self, begun: Collection[str]) -> str | None:
+        """Note a death after `begun` requests had been in a step. Returns the culprit once it is certain."""
+        sole_suspect = self._find_sole_suspect(begun)
         if sole_suspect is None:
-            self._suspects.extend(request_id for request_id in present if request_id not in self._suspects)
+            self._suspects.extend(sorted(set(begun).difference(self._suspects)))
             return None
-        self._on_trial = None
         self._strikes[sole_suspect] = self._strikes.get(sole_suspect, 0) + 1
         if self._strikes[sole_suspect] >= MAX_STRIKES:
             self.forget(sole_suspect)
@@ -58,3 +56,14 @@ class Probation:
         if request_id in self._suspects:
             self._suspects.remove(request_id)
         self._strikes.pop(request_id, None)
+
+    def _find_sole_suspect(self, begun: Collection[str]) -> str | None:
+        """The request on trial, whose trial ends here, or the only one there was.
+
+        One whose trial had not begun is suspected no more than before.
+        """
+        on_trial, self._on_trial = self._on_trial, None
+        if on_trial is not None and on_trial not in begun:
+            self._suspects.appendleft(on_trial)
+            on_trial = None
+        return on_trial or (next(iter(begun)) if len(begun) == 1 else None)

@@ -41,6 +41,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._sequences: dict[SequenceId, Sequence] = {}
         self._counters = Counters()
+        self._begun: list[str] = []
         self._sequence_ids = map(SequenceId, count())
         self._step_ids = count()
 
@@ -81,6 +82,11 @@ class Scheduler:
             if sequence.is_running or self._admit(sequence):
                 self._give_tokens(sequence, draft)
         return draft.seal(self._step_ids)
+
+    def take_begun(self) -> list[str]:
+        """Requests of which a sequence was admitted for the first time since the last call."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def apply(self, step: StepInput, output: StepOutput) -> list[SequenceOutput]:
         """Take in what a step yielded; its sequences' new tokens, and their ends."""
@@ -124,6 +130,7 @@ class Scheduler:
         if not self._residency.admit(sequence):
             return False
         if sequence.num_cached_tokens is None:
+            self._begun.append(sequence.request.request_id)
             num_prompt_tokens = sequence.request.num_prompt_tokens
             sequence.num_cached_tokens = min(sequence.num_computed_tokens, num_prompt_tokens)
             sequence.queue_s = max(0.0, self._clock() - sequence.request.arrival_s)

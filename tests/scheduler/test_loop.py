@@ -12,6 +12,7 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.loop import EngineLoop
 from distllm.scheduler.messages import (
     Abort,
+    Begun,
     EngineRequest,
     FromEngine,
     SequenceOutput,
@@ -32,10 +33,14 @@ class Engine:
         self.executor = executor or SlotExecutor(executor_info(64, 4, 200))
         self.inbox: SimpleQueue[ToEngine] = SimpleQueue()
         self.reports: list[StepReport] = []
+        self.begun: list[list[str]] = []
         scheduler = Scheduler(SchedulerConfig(), self.executor.info)
         self.loop = EngineLoop(scheduler, self.executor, self.inbox, self.publish)
 
     def publish(self, message: FromEngine) -> None:
+        if isinstance(message, Begun):
+            self.begun.append(message.request_ids)
+            return
         assert isinstance(message, StepReport)
         self.reports.append(message)
         self.on_report(message)
@@ -68,6 +73,22 @@ def test_requests_are_answered_with_one_report_a_step(max_in_flight: int) -> Non
         assert engine.tokens_of(request) == undisturbed(request, 0, 200)[0]
     assert len(engine.reports) == len(engine.executor.steps)
     assert engine.reports[-1].stats.steps_total == len(engine.executor.steps)
+
+
+def test_requests_are_named_once_and_before_they_are_in_a_step() -> None:
+    engine = Engine()
+    steps_before: list[int] = []
+    publish = engine.publish
+
+    def spy(message: FromEngine) -> None:
+        if isinstance(message, Begun):
+            steps_before.append(len(engine.executor.steps))
+        publish(message)
+
+    engine.loop = EngineLoop(Scheduler(SchedulerConfig(), engine.executor.info), engine.executor, engine.inbox, spy)
+    engine.run(make_request("a", [1, 2], max_tokens=3), make_request("b", [3], n=2, max_tokens=2))
+    assert engine.begun == [["a", "b"]]
+    assert steps_before == [0]
 
 
 def test_a_step_without_new_tokens_is_reported_too() -> None:

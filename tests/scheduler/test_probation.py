@@ -47,6 +47,18 @@ def test_requests_that_came_after_the_death_never_wait() -> None:
     assert not probation.holds("late")
 
 
+def test_a_trial_that_had_not_begun_is_no_strike() -> None:
+    probation = Probation()
+    probation.engine_died(["a", "b"])
+    for _ in range(5):
+        assert probation.next_trial() == "a"
+        assert probation.engine_died([]) is None
+    assert probation.next_trial() == "a"
+    assert probation.engine_died(["a"]) is None
+    assert probation.next_trial() == "a"
+    assert probation.engine_died(["a"]) == "a"
+
+
 def test_a_suspect_that_ends_makes_room_for_the_next() -> None:
     probation = Probation()
     probation.engine_died(["a", "b"])
