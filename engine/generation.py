@@ -6,7 +6,7 @@ Importable without torch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distllm.engine.checkpoint import CheckpointError, read_json
 
@@ -49,7 +49,7 @@ def _as_ids(value: object) -> list[int]:
     ids = value if isinstance(value, list) else [value]
     if any(type(token_id) is not int for token_id in ids):
         raise CheckpointError(f"eos_token_id must be a token id or a list of them, not {value!r}")
-    return [int(token_id) for token_id in ids]
+    return cast("list[int]", ids)
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ModelRunner:
     """Owns the model and its paged cache. Not thread-safe."""
 
     def __init__(self, model: PreTrainedModel, cache: PagedCache) -> None:
-        self._model = model
+        self.model = model
         self.cache = cache
         self._device = model.device
         self._sampler = Sampler()
@@ -64,7 +64,7 @@ class ModelRunner:
         """Compute the chunks; logits of the given rows of the batch, float32 [num_rows, vocab_size]."""
         tensors = build_step_tensors(chunks, self._device)
         with self.cache.running(tensors.attention):
-            output = self._model(
+            output = self.model(
                 input_ids=tensors.input_ids,
                 position_ids=tensors.position_ids,
                 use_cache=False,

@@ -69,7 +69,8 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
         attach(module, _Recorder(module, layers))
     try:
         with _WithoutProducts():
-            forward(model, torch.tensor([[0, 0]]), torch.tensor([[0, 1]]), torch.tensor([1]))
+            ids, positions = torch.tensor([[[0, 0]], [[0, 1]]], device=model.device)
+            forward(model, ids, positions, torch.tensor([1], device=model.device))
     except NotImplementedError as error:
         raise refusal(model, str(error)) from None
     finally:

@@ -144,11 +144,11 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
     """Builds the executor of a named model once for each configuration."""
 
     @cache
-    def build(name: str, dtype: str = "float32", backend: str = "auto") -> Served:
+    def build(name: str, dtype: str = "float32", backend: str = "auto", device: str = "cpu") -> Served:
         path = checkpoint(name)
         config = EngineConfig(
             model=str(path),
-            device="cpu",
+            device=device,  # type: ignore[arg-type]
             dtype=dtype,  # type: ignore[arg-type]
             attention_backend=backend,  # type: ignore[arg-type]
             max_model_len=128,
