@@ -32,7 +32,8 @@ def main() -> None:
         raise SystemExit(kernels.reason)
     torch.set_num_threads(kernels.num_threads)
     print(
-        f"{kernels.isa}, {kernels.num_threads} threads, bf16 by {kernels.bf16_variant}; medians of {arguments.rounds}"
+        f"{kernels.isa}, {kernels.num_threads} threads, "
+        f"bf16 by {kernels.bf16_variant}; medians of {arguments.rounds}"
     )
     with torch.inference_mode():
         time_linear(kernels, arguments.features, arguments.depth, arguments.rounds)
@@ -128,10 +129,10 @@ def attention_candidates(
     tables = torch.randperm(streams * blocks).int().view(streams, blocks)
     keys, values = torch.randn(2, streams, 3, context, 64).bfloat16()
     everything = (tables.long()[:, :, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).view(-1)
-    flat = [cache.transpose(1, 2).reshape(-1, 3, 64) for cache in (keys, values)]
+    flat_keys, flat_values = (cache.transpose(1, 2).reshape(-1, 3, 64) for cache in (keys, values))
     computed = torch.full((streams,), context - rows).int()
     starts = (torch.arange(streams + 1) * rows).int()
-    backend.write(layer_kv, *flat, AttentionBatch(starts, computed, tables, everything))
+    backend.write(layer_kv, flat_keys, flat_values, AttentionBatch(starts, computed, tables, everything))
     batch = AttentionBatch(starts, computed, tables, everything[: streams * rows])
     query = torch.randn(streams * rows, 9, 64).bfloat16()
     own = query.view(streams, rows, 9, 64).transpose(1, 2)

@@ -16,13 +16,24 @@ import torch
 from torch import Tensor
 
 from distllm.engine.interface import BLOCK_SIZE
+from distllm.engine.kernels.checks import (
+    DTYPE_CODES,
+    as_sinks,
+    check_batch,
+    check_caches,
+    check_dtype,
+    check_heads,
+    check_indices,
+    check_parts,
+    check_rows,
+    describe,
+)
 from distllm.engine.kernels.library import KernelLibrary, KernelsUnavailable, load_library
 from distllm.engine.kernels.packed import Bf16Variant, PackedLinear
 from distllm.engine.kernels.timing import faster_variant
 
 NormStyle = Literal["llama", "gemma"]
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOAT32, _BF16, _BF16_DOT = 0, 1, 2  # kinds of panels, as panel.h numbers them
 
 
@@ -78,15 +89,21 @@ class CpuKernels:
     def pack_linear(self, weight: Tensor | Sequence[Tensor], variant: Bf16Variant | None = None) -> PackedLinear:
         """Packs weight [N, K], or several [N_i, K] one after the other along N. bf16 or float32, any strides."""
         parts = [weight] if isinstance(weight, Tensor) else list(weight)
-        dtype, depth = _check_parts(parts)
+        dtype, depth = check_parts(parts)
         features = sum(part.shape[0] for part in parts)
-        size = self._c.distllm_packed_bytes(features, depth, _DTYPES[dtype])
+        size = self._c.distllm_packed_bytes(features, depth, DTYPE_CODES[dtype])
         panels = self._empty(size // dtype.itemsize, dtype=dtype)
         self._zero_padding(panels, features, depth)
         first_row = 0
         for part in parts:
             self._call(
-                "pack", part.data_ptr(), *part.stride(), *part.shape, _DTYPES[dtype], first_row, panels.data_ptr()
+                "pack",
+                part.data_ptr(),
+                *part.stride(),
+                *part.shape,
+                DTYPE_CODES[dtype],
+                first_row,
+                panels.data_ptr(),
             )
             first_row += part.shape[0]
         chosen = variant or self.bf16_variant if dtype == torch.bfloat16 else "fma"
@@ -101,15 +118,15 @@ class CpuKernels:
 
         Sums are float32. float32 inputs meet bf16 weights by "fma", whatever the variant: rounding them would lose.
         """
-        _check_rows("x", x, packed.in_features)
+        check_rows("x", x, packed.in_features)
         if bias is not None:
-            _check_dtype("bias", bias)
+            check_dtype("bias", bias)
             if bias.shape != (packed.out_features,) or bias.stride(0) != 1:
-                raise ValueError(f"bias: expected {packed.out_features} contiguous elements, got {_describe(bias)}")
+                raise ValueError(f"bias: expected {packed.out_features} contiguous elements, got {describe(bias)}")
         if out is None:
             out = torch.empty(x.shape[0], packed.out_features, dtype=x.dtype)
         else:
-            _check_rows("out", out, packed.out_features)
+            check_rows("out", out, packed.out_features)
             if out.shape[0] != x.shape[0]:
                 raise ValueError(f"out: expected {x.shape[0]} rows, got {out.shape[0]}")
         kind = _BF16 if packed.dtype == torch.bfloat16 else _FLOAT32
@@ -117,24 +134,22 @@ class CpuKernels:
             kind = _BF16_DOT
         self._call(
             "linear",
-            *(kind, x.data_ptr(), x.stride(0), _DTYPES[x.dtype], packed.panels.data_ptr()),
-            *((None, 0) if bias is None else (bias.data_ptr(), _DTYPES[bias.dtype])),
-            *(out.data_ptr(), out.stride(0), _DTYPES[out.dtype]),
+            *(kind, x.data_ptr(), x.stride(0), DTYPE_CODES[x.dtype], packed.panels.data_ptr()),
+            *((None, 0) if bias is None else (bias.data_ptr(), DTYPE_CODES[bias.dtype])),
+            *(out.data_ptr(), out.stride(0), DTYPE_CODES[out.dtype]),
             *(x.shape[0], packed.in_features, packed.out_features),
         )
         return out
 
     def linear_rows(self, packed: PackedLinear, ids: Tensor) -> Tensor:
         """Rows `ids` [T] (int64) of the weight, exactly as they were packed: [T, K]."""
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ValueError(f"ids: expected a vector of int64, got {_describe(ids)}")
-        ids = ids.contiguous()
+        check_indices("ids", ids, torch.int64, ids.numel())
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= packed.out_features):
             raise ValueError(f"ids: rows run from 0 to {packed.out_features - 1}")
         out = torch.empty(ids.shape[0], packed.in_features, dtype=packed.dtype)
         self._call(
             "read_rows",
-            *(packed.panels.data_ptr(), packed.in_features, _DTYPES[packed.dtype]),
+            *(packed.panels.data_ptr(), packed.in_features, DTYPE_CODES[packed.dtype]),
             *(ids.data_ptr(), ids.shape[0], out.data_ptr()),
         )
         return out
@@ -143,7 +158,7 @@ class CpuKernels:
         self, num_blocks: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension."""
-        if dtype not in _DTYPES:
+        if dtype not in DTYPE_CODES:
             raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype}")
         keys = self._empty(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
         values = self._empty(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
@@ -154,24 +169,23 @@ class CpuKernels:
 
         A slot is block * 16 + offset. No two rows may share one.
         """
-        _check_heads("keys", keys)
-        _check_heads("values", values)
-        _check_caches(key_cache, value_cache, keys.shape[2])
+        check_heads("keys", keys)
+        check_heads("values", values)
+        check_caches(key_cache, value_cache, keys.shape[2])
         num_rows, num_heads, value_dim = values.shape
         if keys.shape[:2] != values.shape[:2] or keys.dtype != values.dtype:
-            raise ValueError(f"values: {_describe(values)} does not go with keys: {_describe(keys)}")
+            raise ValueError(f"values: {describe(values)} does not go with keys: {describe(keys)}")
         if (num_heads, value_dim) != tuple(value_cache.shape[1:3]):
-            raise ValueError(f"values: {_describe(values)} does not fit the cache: {_describe(value_cache)}")
-        if slots.dtype != torch.int64 or slots.shape != (num_rows,) or not slots.is_contiguous():
-            raise ValueError(f"slots: expected {num_rows} contiguous int64, got {_describe(slots)}")
+            raise ValueError(f"values: {describe(values)} does not fit the cache: {describe(value_cache)}")
+        check_indices("slots", slots, torch.int64, num_rows)
         bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, key_cache.shape[0])
         if bad >= 0:
             raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {key_cache.shape[0]} blocks")
         self._call(
             "write_kv",
             *(keys.data_ptr(), keys.stride(0), keys.stride(1)),
-            *(values.data_ptr(), values.stride(0), values.stride(1), _DTYPES[keys.dtype]),
-            *(key_cache.data_ptr(), value_cache.data_ptr(), _DTYPES[key_cache.dtype], slots.data_ptr()),
+            *(values.data_ptr(), values.stride(0), values.stride(1), DTYPE_CODES[keys.dtype]),
+            *(key_cache.data_ptr(), value_cache.data_ptr(), DTYPE_CODES[key_cache.dtype], slots.data_ptr()),
             *(num_rows, num_heads, keys.shape[2], value_dim),
         )
 
@@ -196,8 +210,8 @@ class CpuKernels:
         sees positions 0 .. num_computed[s] + i, of which the last `sliding_window`. All three tensors are int32,
         block_tables [sequences, most blocks]. Rows of no sequence are left as they are.
         """
-        _check_heads("query", query)
-        _check_caches(key_cache, value_cache, query.shape[2])
+        check_heads("query", query)
+        check_caches(key_cache, value_cache, query.shape[2])
         num_rows, num_heads, key_dim = query.shape
         num_blocks, num_kv_heads, value_dim, _ = value_cache.shape
         if num_heads % num_kv_heads:
@@ -206,15 +220,17 @@ class CpuKernels:
             raise ValueError(f"sliding_window: expected at least 1, got {sliding_window}")
         if out is None:
             out = torch.empty(num_rows, num_heads, value_dim, dtype=query.dtype)
-        elif out.shape != (num_rows, num_heads, value_dim) or out.dtype != query.dtype or out.stride(2) != 1:
-            raise ValueError(f"out: {_describe(out)} cannot take the attention of {_describe(query)}")
-        num_sequences = self._check_batch(query_starts, num_computed, block_tables, num_rows, num_blocks)
-        if sinks is not None:
-            sinks = _as_sinks(sinks, num_heads)
+        else:
+            check_heads("out", out)
+            if out.shape != (num_rows, num_heads, value_dim) or out.dtype != query.dtype:
+                raise ValueError(f"out: {describe(out)} cannot take the attention of {describe(query)}")
+        num_sequences = check_batch(query_starts, num_computed, block_tables)
+        self._check_blocks(query_starts, num_computed, block_tables, num_rows, num_blocks)
+        sinks = None if sinks is None else as_sinks(sinks, num_heads)
         self._call(
             "attend",
             *(self._attention_kind(query, key_cache), query.data_ptr(), query.stride(0), query.stride(1)),
-            *(_DTYPES[query.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
+            *(DTYPE_CODES[query.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
             *(out.data_ptr(), out.stride(0), out.stride(1), query_starts.data_ptr(), num_computed.data_ptr()),
             *(block_tables.data_ptr(), block_tables.stride(0), num_sequences, num_heads, num_kv_heads),
             *(key_dim, value_dim, scale, softcap or 0.0, sliding_window or 0),
@@ -227,17 +243,17 @@ class CpuKernels:
 
         "llama": weight * normed.to(x.dtype). "gemma": (normed * (1 + weight)).to(x.dtype).
         """
-        _check_dtype("weight", weight)
+        check_dtype("weight", weight)
         heads = x.unsqueeze(1) if x.dim() == 2 else x
-        _check_heads("x", heads)
+        check_heads("x", heads)
         num_rows, num_heads, width = heads.shape
         if weight.shape != (width,) or weight.stride(0) != 1:
-            raise ValueError(f"weight: expected {width} contiguous elements, got {_describe(weight)}")
+            raise ValueError(f"weight: expected {width} contiguous elements, got {describe(weight)}")
         out = torch.empty(x.shape, dtype=x.dtype)
         self._call(
             "rms_norm",
-            *(heads.data_ptr(), heads.stride(0), heads.stride(1), _DTYPES[x.dtype]),
-            *(weight.data_ptr(), _DTYPES[weight.dtype], style == "gemma", eps),
+            *(heads.data_ptr(), heads.stride(0), heads.stride(1), DTYPE_CODES[x.dtype]),
+            *(weight.data_ptr(), DTYPE_CODES[weight.dtype], style == "gemma", eps),
             *(out.data_ptr(), num_rows, num_heads, width),
         )
         return out
@@ -255,30 +271,30 @@ class CpuKernels:
 
         transformers' rotate-half convention; dimensions past `width` stay. x may be a view, as of fused qkv.
         """
-        _check_heads("x", x)
+        check_heads("x", x)
         num_rows, num_heads, dim = x.shape
         for name, table in (("cos", cos), ("sin", sin)):
-            _check_rows(name, table, cos.shape[-1])
+            check_rows(name, table, cos.shape[-1])
             if table.shape[0] != num_rows or table.dtype != x.dtype or table.stride(0) != cos.stride(0):
-                raise ValueError(f"{name}: {_describe(table)} does not go with x: {_describe(x)}")
+                raise ValueError(f"{name}: {describe(table)} does not go with x: {describe(x)}")
         width = cos.shape[1]
         if width > dim or width % 2:
             raise ValueError(f"cos: cannot turn {width} of {dim} dimensions; the width must be even and fit")
         self._call(
             "rotary",
-            *(x.data_ptr(), x.stride(0), x.stride(1), _DTYPES[x.dtype]),
+            *(x.data_ptr(), x.stride(0), x.stride(1), DTYPE_CODES[x.dtype]),
             *(cos.data_ptr(), sin.data_ptr(), cos.stride(0), num_rows, num_heads, width),
         )
 
     def _gated(self, activation: int, gate_up: Tensor) -> Tensor:
-        _check_rows("gate_up", gate_up, gate_up.shape[-1])
+        check_rows("gate_up", gate_up, gate_up.shape[-1])
         num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         if gate_up.shape[1] % 2:
             raise ValueError(f"gate_up: expected an even number of columns, got {gate_up.shape[1]}")
         out = torch.empty(num_rows, width, dtype=gate_up.dtype)
         self._call(
             "gated",
-            *(activation, gate_up.data_ptr(), gate_up.stride(0), _DTYPES[gate_up.dtype]),
+            *(activation, gate_up.data_ptr(), gate_up.stride(0), DTYPE_CODES[gate_up.dtype]),
             *(out.data_ptr(), num_rows, width),
         )
         return out
@@ -288,27 +304,17 @@ class CpuKernels:
             return _FLOAT32
         return _BF16_DOT if query.dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
 
-    def _check_batch(
+    def _check_blocks(
         self, query_starts: Tensor, num_computed: Tensor, tables: Tensor, num_rows: int, num_blocks: int
-    ) -> int:
-        num_sequences = num_computed.shape[0]
-        shapes = ((query_starts, (num_sequences + 1,)), (num_computed, (num_sequences,)))
-        for tensor, shape in shapes:
-            if tensor.dtype != torch.int32 or tensor.shape != shape or not tensor.is_contiguous():
-                raise ValueError(f"batch: expected contiguous int32 of shape {shape}, got {_describe(tensor)}")
-        if tables.dtype != torch.int32 or tables.dim() != 2 or tables.shape[0] != num_sequences:
-            raise ValueError(f"block_tables: expected int32 [{num_sequences}, blocks], got {_describe(tables)}")
-        if tables.shape[1] > 1 and tables.stride(1) != 1:
-            raise ValueError(f"block_tables: rows must be contiguous, got {_describe(tables)}")
+    ) -> None:
         bad = self._c.distllm_first_bad_sequence(
             *(query_starts.data_ptr(), num_computed.data_ptr(), tables.data_ptr(), tables.stride(0)),
-            *(tables.shape[1], num_sequences, num_rows, num_blocks),
+            *(tables.shape[1], num_computed.shape[0], num_rows, num_blocks),
         )
         if bad >= 0:
             raise ValueError(
                 f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
             )
-        return num_sequences
 
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory that will be streamed, on huge pages where the system gives them."""
@@ -335,55 +341,3 @@ class CpuKernels:
         self._num_threads = num_threads
         self._end_pool = weakref.finalize(self, self._c.distllm_pool_delete, self._pool)
         self._end_pool.atexit = False  # the process's end takes the threads with it, whatever they do
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
-
-
-def _check_dtype(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
-        raise ValueError(f"{name}: expected float32 or bfloat16 on the CPU, got {tensor.dtype} on {tensor.device}")
-
-
-def _check_rows(name: str, tensor: Tensor, width: int) -> None:
-    _check_dtype(name, tensor)
-    if tensor.dim() != 2 or tensor.shape[1] != width or (tensor.stride(1) != 1 and width > 1):
-        raise ValueError(f"{name}: expected contiguous rows [T, {width}], got {_describe(tensor)}")
-
-
-def _check_heads(name: str, tensor: Tensor) -> None:
-    _check_dtype(name, tensor)
-    if tensor.dim() != 3 or (tensor.stride(2) != 1 and tensor.shape[2] > 1):
-        raise ValueError(f"{name}: expected [T, heads, dim] with dim contiguous, got {_describe(tensor)}")
-
-
-def _check_parts(parts: list[Tensor]) -> tuple[torch.dtype, int]:
-    if not parts:
-        raise ValueError("weight: nothing to pack")
-    for part in parts:
-        _check_dtype("weight", part)
-        if part.dim() != 2 or part.numel() == 0:
-            raise ValueError(f"weight: expected a matrix [N, K], got {_describe(part)}")
-        if part.dtype != parts[0].dtype or part.shape[1] != parts[0].shape[1]:
-            raise ValueError(f"weight: {_describe(part)} does not go with {_describe(parts[0])}")
-    return parts[0].dtype, parts[0].shape[1]
-
-
-def _check_caches(keys: Tensor, values: Tensor, key_dim: int) -> None:
-    for name, cache in (("key_cache", keys), ("value_cache", values)):
-        _check_dtype(name, cache)
-        if cache.dim() != 4 or cache.shape[3] != BLOCK_SIZE or not cache.is_contiguous():
-            raise ValueError(
-                f"{name}: expected contiguous [blocks, heads, dim, {BLOCK_SIZE}], got {_describe(cache)}"
-            )
-    if keys.shape[:2] != values.shape[:2] or keys.dtype != values.dtype:
-        raise ValueError(f"value_cache: {_describe(values)} does not go with key_cache: {_describe(keys)}")
-    if keys.shape[2] != key_dim + key_dim % 2:
-        raise ValueError(f"key_cache: {_describe(keys)} does not hold keys of {key_dim} dimensions")
-
-
-def _as_sinks(sinks: Tensor, num_heads: int) -> Tensor:
-    if sinks.shape != (num_heads,):
-        raise ValueError(f"sinks: expected one logit for each of {num_heads} heads, got {_describe(sinks)}")
-    return sinks.to(torch.float32).contiguous()

@@ -12,219 +12,21 @@
 // leave its bits alone, so neither chunking, nor the rows around it, nor threads change them.
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "api.h"
-#include "kv_layout.h"
-#include "panel.h"
-#include "vector_math.h"
+#include "attention_tile.h"
 
 namespace distllm {
 namespace {
 
-constexpr int kSpanBlocks = 4;
-constexpr int kSpanTokens = kSpanBlocks * kBlockTokens;
-constexpr int kScoreStride = kSpanTokens + 16;  // apart from a power of two, which would share cache sets
 constexpr int kUnitRows = 48;
-constexpr int kWidth = kParts == 1 ? 4 : 1;  // panels side by side in a tile
-constexpr int kTileRows = kMaxTileRows<kWidth>;
 constexpr float kLowest = -3.0e38f;
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
-
-struct Call {
-  const void* query;
-  ptrdiff_t query_row_stride, query_head_stride;
-  const void *keys, *values;
-  void* out;
-  ptrdiff_t out_row_stride, out_head_stride;
-  const int32_t *query_starts, *num_computed, *block_tables;
-  ptrdiff_t table_stride;
-  const float* sinks;  // [heads], or null
-  KvLayout layout;
-  int num_sequences, num_heads;
-  float scale, softcap;  // softcap 0: none
-  int window;            // 0: none
-  int group() const { return num_heads / layout.num_kv_heads; }
-};
 
 // Query tokens [token, token + count) of one sequence.
 struct TokenRun {
   int sequence, token, count;
 };
-
-// One unit's rows and what they have summed so far.
-template <Kind kind>
-struct Unit {
-  int num_rows, group, first_position, padded_values;
-  typename Panel<kind>::Input* query;  // tiles of [key steps][rows of the tile]
-  float *sums, *top, *total;           // [rows][padded_values], [rows], [rows]
-
-  int position(int row) const { return first_position + row / group; }
-};
-
-// One span of one sequence and kv head: what a tile of rows reads.
-template <class Weight>
-struct Span {
-  int begin;
-  const Weight* keys[kSpanBlocks];
-  const Weight* values[kSpanBlocks];
-  const Weight* next_keys[kSpanBlocks];  // of the next span, or of this one where it is the last
-  const Weight* next_values[kSpanBlocks];
-  Weight tails[kSpanBlocks][kValuePanelSize];  // the narrow last panel of the values, widened
-};
-
-template <Kind kind>
-int query_steps(int key_dim) {
-  return (int)padded_depth((size_t)key_dim) / (kind == Kind::kBf16Dot ? 2 : 1);
-}
-
-template <Kind kind, int R, int P, class Weight>
-void score_blocks(const typename Panel<kind>::Input* query, const Weight* const* keys, const Weight* const* next_keys,
-                  int depth, float* scores) {
-  const Weight* panels[P];
-  Scattered<P> next;
-  unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-    panels[p] = keys[p];
-    next.soon[p] = next_keys[p];
-  });
-  Tile<R, P> tile;
-  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { tile.sum[i / P][i % P] = zeros(); });
-  accumulate<kind>(tile, panels, Inputs<typename Panel<kind>::Input, 1, R>{query}, depth, next);
-  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
-    store(scores + (i / P) * kScoreStride + (i % P) * 16, tile.sum[i / P][i % P]);
-  });
-}
-
-// Sets scores of tokens outside [first, end) of the span to -inf.
-void mask(float* scores, int first, int end, int num_tokens) {
-  std::fill(scores, scores + std::clamp(first, 0, num_tokens), kMasked);
-  std::fill(scores + std::clamp(end, 0, num_tokens), scores + num_tokens, kMasked);
-}
-
-void cap(float* scores, int num_tokens, float scale, float softcap) {
-  const F32x16 factor = broadcast(scale), limit = broadcast(softcap), inverse = broadcast(1.0f / softcap);
-  for (int i = 0; i < num_tokens; i += 16) {
-    const F32x16 score = load(scores + i) * factor;
-    store(scores + i, softcap == 0.0f ? score : limit * tanh(score * inverse));
-  }
-}
-
-float top_of(const float* scores, int num_tokens, float top) {
-  F32x16 highest = broadcast(top);
-  for (int i = 0; i < num_tokens; i += 16) highest = max(highest, load(scores + i));
-  return max_of_lanes(highest);
-}
-
-// scores = exp(scores - top); returns their sum.
-float exponentiate(float* scores, int num_tokens, float top) {
-  F32x16 sum = zeros();
-  for (int i = 0; i < num_tokens; i += 16) {
-    const F32x16 weight = exp(load(scores + i) - broadcast(top));
-    store(scores + i, weight);
-    sum = sum + weight;
-  }
-  return sum_of_lanes(sum);
-}
-
-// Turns a tile's scores into weights and keeps each row's highest score and total; rescale[r] is the factor by which
-// row r's earlier sums shrink.
-template <Kind kind, int R>
-void weigh(const Call& call, const Unit<kind>& unit, int row, int begin, int num_tokens, float* scores,
-           float* rescale) {
-  float drop[16] = {};
-  for (int r = 0; r < R; ++r) {
-    float* const own = scores + r * kScoreStride;
-    const int position = unit.position(row + r), first = call.window ? position - call.window + 1 : 0;
-    cap(own, num_tokens, call.scale, call.softcap);
-    mask(own, first - begin, position + 1 - begin, num_tokens);
-    const float before = unit.top[row + r];
-    unit.top[row + r] = top_of(own, num_tokens, before);
-    drop[r] = before - unit.top[row + r];
-  }
-  store(rescale, exp(load(drop)));
-  for (int r = 0; r < R; ++r) {
-    const float sum = exponentiate(scores + r * kScoreStride, num_tokens, unit.top[row + r]);
-    unit.total[row + r] = unit.total[row + r] * rescale[r] + sum;
-  }
-}
-
-// sums of P panels of dimensions = sums * rescale + weights * values
-template <Kind kind, int R, int P, class Weight>
-void add_values(const typename Panel<kind>::Input* weights, const Weight* const* values,
-                const Weight* const* next_values, size_t offset, int num_tokens, const float* rescale, float* sums,
-                int sums_stride) {
-  constexpr int kPerStep = kind == Kind::kBf16Dot ? 2 : 1;
-  Tile<R, P> tile;
-  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
-    tile.sum[i / P][i % P] = load(sums + (i / P) * sums_stride + (i % P) * 16) * broadcast(rescale[i / P]);
-  });
-  for (int token = 0; token < num_tokens; token += kBlockTokens) {
-    const Weight* panels[P];
-    Scattered<P> next;
-    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-      panels[p] = values[token / kBlockTokens] + offset + p * kValuePanelSize;
-      next.soon[p] = next_values[token / kBlockTokens] + offset + p * kValuePanelSize;
-    });
-    const Inputs<typename Panel<kind>::Input, kScoreStride / kPerStep, 1> inputs{weights + token / kPerStep};
-    accumulate<kind>(tile, panels, inputs, std::min(kBlockTokens, num_tokens - token), next);
-  }
-  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
-    store(sums + (i / P) * sums_stride + (i % P) * 16, tile.sum[i / P][i % P]);
-  });
-}
-
-// Weights as the inputs of add_values: floats as they are, or rounded to pairs of bf16.
-template <Kind kind, int R>
-auto as_inputs(float* scores, int num_tokens, int32_t* pairs) {
-  if constexpr (kind == Kind::kBf16Dot) {
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < num_tokens; i += 16)
-        store((uint16_t*)(pairs + r * (kScoreStride / 2)) + i, load(scores + r * kScoreStride + i));
-    return (const int32_t*)pairs;
-  } else {
-    (void)num_tokens, (void)pairs;
-    return (const float*)scores;
-  }
-}
-
-// One tile of R rows over one span.
-template <Kind kind, int R>
-void attend_tile(const Call& call, const Unit<kind>& unit, int row, const Span<typename Panel<kind>::Weight>& span) {
-  const int tokens = std::min(kSpanTokens, unit.position(row + R - 1) + 1 - span.begin);
-  const int blocks = (tokens + kBlockTokens - 1) / kBlockTokens, depth = (int)padded_depth((size_t)call.layout.key_dim);
-  alignas(64) float scores[R * kScoreStride];
-  alignas(64) int32_t pairs[kind == Kind::kBf16Dot ? R * kScoreStride / 2 : 1];
-  alignas(64) float rescale[16];
-  const auto* const query = unit.query + (size_t)row * query_steps<kind>(call.layout.key_dim);
-  int block = 0;
-  for (; block + kWidth <= blocks; block += kWidth)
-    score_blocks<kind, R, kWidth>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
-  for (; block < blocks; ++block) score_blocks<kind, R, 1>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
-  weigh<kind, R>(call, unit, row, span.begin, blocks * kBlockTokens, scores, rescale);
-  const auto* const weights = as_inputs<kind, R>(scores, blocks * kBlockTokens, pairs);
-  float* const sums = unit.sums + (size_t)row * unit.padded_values;
-  const int full = call.layout.full_value_panels(), stride = unit.padded_values;
-  int panel = 0;
-  const auto offset = [](int p) { return (size_t)p * kValuePanelSize; };
-  for (; panel + kWidth <= full; panel += kWidth)
-    add_values<kind, R, kWidth>(weights, span.values, span.next_values, offset(panel), tokens, rescale, sums + panel * 16, stride);
-  for (; panel < full; ++panel)
-    add_values<kind, R, 1>(weights, span.values, span.next_values, offset(panel), tokens, rescale, sums + panel * 16, stride);
-  if (call.layout.value_tail() == 0) return;
-  const typename Panel<kind>::Weight* tails[kSpanBlocks];
-  for (int i = 0; i < kSpanBlocks; ++i) tails[i] = span.tails[i];
-  add_values<kind, R, 1>(weights, tails, tails, 0, tokens, rescale, sums + panel * 16, stride);
-}
-
-template <Kind kind>
-using AttendTile = void (*)(const Call&, const Unit<kind>&, int, const Span<typename Panel<kind>::Weight>&);
-
-template <Kind kind, int... R>
-AttendTile<kind> attend_tile_for(int rows, std::integer_sequence<int, R...>) {
-  static constexpr AttendTile<kind> table[] = {attend_tile<kind, R + 1>...};
-  return table[rows - 1];
-}
 
 DISTLLM_INLINE float as_float(float x) { return x; }
 DISTLLM_INLINE float as_float(uint16_t x) { return float_from_bf16(x); }
@@ -242,7 +44,7 @@ void for_each_tile(int num_rows, const F& body) {
 
 // Arranges a unit's query rows tile by tile for the panels' inner loop.
 template <Kind kind, class T>
-void arrange_query(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+void arrange_query(const AttentionCall& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
   const int first_row = call.query_starts[run.sequence] + run.token, key_dim = call.layout.key_dim;
   const int steps = query_steps<kind>(key_dim);
   for_each_tile(unit.num_rows, [&](int row, int rows) {
@@ -263,14 +65,14 @@ void arrange_query(const Call& call, const TokenRun& run, int kv_head, const Uni
 }
 
 template <class T>
-void store_row(const Call& call, const float* sums, float total, T* to) {
+void store_row(const AttentionCall& call, const float* sums, float total, T* to) {
   const F32x16 divisor = broadcast(total);
   for (int d = 0; d < call.layout.value_dim; d += 16)  // + 0: a weight of 0 may have turned -0 into 0
     store_first(to + d, load(sums + d) / divisor + zeros(), std::min(16, call.layout.value_dim - d));
 }
 
 template <Kind kind, class T>
-void store_unit(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+void store_unit(const AttentionCall& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
   for (int row = 0; row < unit.num_rows; ++row) {
     const int token = call.query_starts[run.sequence] + run.token + row / unit.group;
     const int head = kv_head * unit.group + row % unit.group;
@@ -280,7 +82,7 @@ void store_unit(const Call& call, const TokenRun& run, int kv_head, const Unit<k
 }
 
 template <class Weight>
-void set_span(const Call& call, int sequence, int kv_head, int begin, int end, Span<Weight>& span) {
+void set_span(const AttentionCall& call, int sequence, int kv_head, int begin, int end, Span<Weight>& span) {
   span.begin = begin;
   const int32_t* const table = call.block_tables + sequence * call.table_stride;
   const auto keys = [&](int i) { return (const Weight*)call.keys + call.layout.key_at((size_t)table[i], kv_head); };
@@ -298,7 +100,7 @@ void set_span(const Call& call, int sequence, int kv_head, int begin, int end, S
 
 // Walks the spans that any row of the unit sees; a tile sits out the spans that none of its rows see.
 template <Kind kind>
-void walk(const Call& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+void walk(const AttentionCall& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
   const int end = unit.position(unit.num_rows - 1) + 1;
   const auto first_seen = [&](int row) { return call.window ? std::max(0, unit.position(row) - call.window + 1) : 0; };
   Span<typename Panel<kind>::Weight> span;
@@ -315,7 +117,7 @@ template <Kind kind>
 struct UnitSizes {
   size_t query, sums, rows;
 
-  UnitSizes(const Call& call, int max_rows)
+  UnitSizes(const AttentionCall& call, int max_rows)
       : query((size_t)max_rows * query_steps<kind>(call.layout.key_dim)),
         sums((size_t)max_rows * (size_t)call.layout.padded_value_dim()),
         rows((size_t)max_rows) {}
@@ -323,7 +125,7 @@ struct UnitSizes {
 };
 
 template <Kind kind, class T>
-void attend_unit(const Call& call, const TokenRun& run, int kv_head, const UnitSizes<kind>& sizes, float* scratch) {
+void attend_unit(const AttentionCall& call, const TokenRun& run, int kv_head, const UnitSizes<kind>& sizes, float* scratch) {
   const int padded_values = call.layout.padded_value_dim();
   float* const sums = scratch + sizes.query;
   const Unit<kind> unit{run.count * call.group(),
@@ -345,7 +147,7 @@ void attend_unit(const Call& call, const TokenRun& run, int kv_head, const UnitS
 }
 
 // The batch cut into runs of tokens, the longest walks first.
-std::vector<TokenRun> token_runs(const Call& call, int max_tokens) {
+std::vector<TokenRun> token_runs(const AttentionCall& call, int max_tokens) {
   std::vector<TokenRun> runs;
   for (int s = 0; s < call.num_sequences; ++s) {
     const int tokens = call.query_starts[s + 1] - call.query_starts[s];
@@ -360,7 +162,7 @@ std::vector<TokenRun> token_runs(const Call& call, int max_tokens) {
 }
 
 template <Kind kind, class T>
-void attend(Session& session, const Call& call) {
+void attend(Session& session, const AttentionCall& call) {
   const int max_tokens = std::max(1, kUnitRows / call.group());
   const std::vector<TokenRun> runs = token_runs(call, max_tokens);
   const UnitSizes<kind> sizes(call, max_tokens * call.group());
@@ -385,7 +187,7 @@ DISTLLM_API int distllm_attend(Pool* pool, int kind, const void* query, ptrdiff_
                                const int32_t* num_computed, const int32_t* block_tables, ptrdiff_t table_stride,
                                int num_sequences, int num_heads, int num_kv_heads, int key_dim, int value_dim,
                                float scale, float softcap, int window, const float* sinks) {
-  const Call call{query,           query_row_stride, query_head_stride, keys,      values,         out,
+  const AttentionCall call{query,           query_row_stride, query_head_stride, keys,      values,         out,
                   out_row_stride,  out_head_stride,  query_starts,      num_computed, block_tables, table_stride,
                   sinks,           {num_kv_heads, key_dim, value_dim},  num_sequences, num_heads,   scale,
                   softcap,         window};
