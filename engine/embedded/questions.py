@@ -124,10 +124,14 @@ def _count(rng: random.Random) -> Case:
     return Case({"a": str(first), "b": str(last)}, ", ".join(str(n) for n in range(first, last + 1)))
 
 
-def _count_items(rng: random.Random) -> Case:
-    item, *others = rng.sample(ANIMALS + THINGS, 3)
-    items = [item if rng.random() < 0.5 else rng.choice(others) for _ in range(rng.randrange(2, 8))]
-    return Case({"item": item, "items": ", ".join(items)}, str(items.count(item)))
+def _name(rng: random.Random) -> Case:
+    name, friend = rng.sample(NAMES, 2)
+    return Case({"name": name, "friend": friend}, name)
+
+
+def _repeat(rng: random.Random) -> Case:
+    words = " ".join(rng.choice(SPELLING) for _ in range(rng.randrange(1, 6)))
+    return Case({"words": words}, words)
 
 
 def _opposite(rng: random.Random) -> Case:
@@ -151,13 +155,16 @@ def _spell(rng: random.Random) -> Case:
 
 
 def _backwards(rng: random.Random) -> Case:
-    word = rng.choice(SPELLING)
-    return Case({"word": word}, "-".join(reversed(word)))
+    return _turned_around(rng.choice(SPELLING))
 
 
 def _backwards_new(rng: random.Random) -> Case:
-    word = _invent_word(rng)
-    return Case({"word": word}, "-".join(reversed(word)))
+    return _turned_around(_invent_word(rng))
+
+
+def _turned_around(word: str) -> Case:
+    """The answer spells the word forwards first: letters in sight are far easier to reverse."""
+    return Case({"word": word}, f"{'-'.join(word)} backwards is {'-'.join(reversed(word))}")
 
 
 def _invent_word(rng: random.Random) -> str:
@@ -220,10 +227,11 @@ KINDS: Final[Mapping[str, Callable[[random.Random], Case]]] = {
     "big_sum": _big_sum,
     "difference": _difference,
     "count": _count,
-    "count_items": _count_items,
     "opposite": _opposite,
     "day_after": _day_after,
     "day_before": _day_before,
+    "name": _name,
+    "repeat": _repeat,
     "spell": _spell,
     "backwards": _backwards,
     "backwards_new": _backwards_new,
