@@ -1,7 +1,7 @@
 """Where a step's time goes at 32 running sequences: the model, the scheduler, the messages, the detokeniser.
 
-`python -m benchmarks.step_overhead` starts `distllm serve` with a random checkpoint in the shape of SmolLM2-135M and
-reads the engine's counters around a load. The detokeniser runs in the front end, so it is timed here by itself.
+`python -m benchmarks.step_overhead` starts `distllm serve` with a random checkpoint in the shape of SmolLM2-135M
+and reads the engine's counters around a load. The detokeniser runs in the front end, so it is timed by itself.
 """
 
 import argparse

@@ -27,12 +27,7 @@ def test_a_missing_counter_is_an_error() -> None:
 
 
 def test_growth_is_divided_by_the_steps() -> None:
-    grown = Counters(30.0, 0.4, 3.2, 0.2).since(Counters(10.0, 0.2, 1.2, 0.0))
-    cost = step_cost(grown, detokenize_ms=1.0)
-    assert cost == StepCost(
-        execute_ms=pytest.approx(100.0),
-        schedule_ms=pytest.approx(10.0),
-        publish_ms=pytest.approx(10.0),
-        detokenize_ms=1.0,
-    )
-    assert cost.scheduler_share == pytest.approx(11.0 / 120.0)
+    grown = Counters(30.0, 0.5, 3.0, 0.25).since(Counters(10.0, 0.25, 1.0, 0.0))
+    cost = step_cost(grown, detokenize_ms=0.5)
+    assert cost == StepCost(execute_ms=100.0, schedule_ms=12.5, publish_ms=12.5, detokenize_ms=0.5)
+    assert cost.scheduler_share == pytest.approx(13.0 / 125.0)
