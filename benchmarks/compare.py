@@ -28,7 +28,7 @@ from benchmarks.load import LoadResult, Target, run_load
 from benchmarks.metrics import Goals, Summary, summarize
 from benchmarks.prompts import Prompt, Workload, as_text, make_prompts
 from benchmarks.rounds import FIGURES, Round, markdown_table, medians, ratios
-from benchmarks.servers import OURS, TRANSFORMERS, Command, RunningServer, running
+from benchmarks.servers import OURS, TRANSFORMERS, Command, RunningServer, ServerFailedError, running
 from benchmarks.synthetic_tokenizer import three_letter_words
 from distllm.clients import Client
 
@@ -45,14 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = _prompts(options, model)
     contenders = _contenders(options, model, prompts)
     results: dict[str, list[Round]] = {name: [] for name in contenders}
-    for number in range(1, options.rounds + 1):
-        for name, measure in contenders.items():
-            results[name].append(measure())
-            print(f"round {number}, {name}: {_line(results[name][-1])}", flush=True)
-    table = markdown_table(results)
-    print(f"\n{table}")
-    _save(options, results, table)
+    try:
+        for number in range(1, options.rounds + 1):
+            _play(number, contenders, results)
+            _save(options, results)
+    except (ServerFailedError, LoadFailedError, subprocess.SubprocessError) as error:
+        print(f"the comparison ended early: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{markdown_table(results)}\n\nsaved {options.results}/compare.json, .md and .png")
     return 0
+
+
+def _play(number: int, contenders: dict[str, Callable[[], Round]], results: dict[str, list[Round]]) -> None:
+    """Measure every contender once. `results` gets the round only when it is whole."""
+    played = {}
+    for name, measure in contenders.items():
+        played[name] = measure()
+        print(f"round {number}, {name}: {_line(played[name])}", flush=True)
+    for name, one in played.items():
+        results[name].append(one)
 
 
 def _contenders(
@@ -129,7 +140,8 @@ def _prompts(options: argparse.Namespace, model: str) -> list[Prompt]:
     return as_text(prompts, tokenizer.decode)
 
 
-def _save(options: argparse.Namespace, results: dict[str, list[Round]], table: str) -> None:
+def _save(options: argparse.Namespace, results: dict[str, list[Round]]) -> None:
+    """After every round, so that a failure later loses none."""
     ours, *others = results
     middle = {name: medians(rounds) for name, rounds in results.items()}
     document = {
@@ -142,9 +154,8 @@ def _save(options: argparse.Namespace, results: dict[str, list[Round]], table: s
     }
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "compare.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    (options.results / "compare.md").write_text(table + "\n", encoding="utf-8")
+    (options.results / "compare.md").write_text(markdown_table(results) + "\n", encoding="utf-8")
     _plot(options.results / "compare.png", results)
-    print(f"\nsaved {options.results}/compare.json, .md and .png")
 
 
 def _plot(path: Path, results: dict[str, list[Round]]) -> None:

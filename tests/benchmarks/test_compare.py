@@ -46,6 +46,23 @@ def test_contenders_are_measured_in_turn_and_their_medians_compared(
     assert "round 3, theirs" in capsys.readouterr().out
 
 
+def test_a_contender_that_fails_loses_no_round_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_tokenizer(20_000).save(str(tmp_path / "tokenizer.json"))
+    rounds = iter([Round(output_throughput=5.0)])
+
+    def measure() -> Round:
+        for one in rounds:
+            return one
+        raise compare.LoadFailedError("all requests failed")
+
+    monkeypatch.setattr(compare, "_contenders", lambda *_: {"ours": measure})
+    assert compare.main(["--model", str(tmp_path), "--results", str(tmp_path), "--rounds", "2"]) == 1
+    assert json.loads((tmp_path / "compare.json").read_text())["medians"]["ours"]["output_throughput"] == 5.0
+    assert "all requests failed" in capsys.readouterr().err
+
+
 def test_a_failed_request_ends_the_comparison(stub: "StubServer") -> None:
     stub.failing = {0: "refuse"}
     target = Target(base_url=stub.url, model="stub", dialect=DIALECTS["vllm"])
