@@ -50,9 +50,11 @@ class Service:
         token_ids = await self.tokenizer.encode(text)
         if token_ids:
             return token_ids
-        if self.tokenizer.document_start is None:
+        start = self.tokenizer.document_start
+        starts = self.defaults.eos_token_ids if start is None else (start,)
+        if not starts:
             raise InvalidRequest("prompt is empty, and this model has no token that begins a document", "prompt")
-        return [self.tokenizer.document_start]
+        return [starts[0]]
 
     async def encode_chat(self, asked: ChatPrompt) -> list[int]:
         """Token ids of a conversation. Raises NoChatTemplate or InvalidRequest."""

@@ -55,8 +55,13 @@ class Tokenizer:
         return eos if bos is None else bos
 
     @property
-    def has_chat_template(self) -> bool:
-        return self._template is not None
+    def chat_template(self) -> str | None:
+        return None if self._template is None else self._template.source
+
+    def special_token(self, role: str) -> str | None:
+        """The text of the token that plays a role: bos, eos, pad or unk."""
+        token = getattr(self._tokenizer, f"{role}_token")
+        return None if token is None else str(token)
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; a long one is encoded in a thread."""

@@ -15,6 +15,7 @@ from distllm.server.protocol.tokenization import (
     DetokenizeResponse,
     TokenizeChatRequest,
     TokenizeResponse,
+    TokenizerInfo,
     TokenizeTextRequest,
 )
 from distllm.server.protocol.validation import validate
@@ -50,6 +51,14 @@ async def detokenize(request: Request) -> Response:
     service.check_model(asked.model)
     service.limits.check_token_ids(asked.tokens, "tokens")
     return json_response(DetokenizeResponse(service.tokenizer.decode(asked.tokens)))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    """Special tokens and the chat template."""
+    tokenizer = service_of(request).tokenizer
+    roles = {f"{role}_token": tokenizer.special_token(role) for role in ("bos", "eos", "pad", "unk")}
+    return json_response(TokenizerInfo(**roles, chat_template=tokenizer.chat_template))
 
 
 def _parse(body: JsonObject) -> TokenizeTextRequest | TokenizeChatRequest:

@@ -42,6 +42,16 @@ class TokenizeResponse(msgspec.Struct, frozen=True):
     token_strs: list[str] | None = None
 
 
+class TokenizerInfo(msgspec.Struct, frozen=True):
+    """What a client must know to prepare prompts itself; lm-eval asks for it. Tokens are given by their text."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 class DetokenizeResponse(msgspec.Struct, frozen=True):
     """The text under vLLM's name."""
 

@@ -90,6 +90,12 @@ async def test_tokenize_renders_conversations(client: httpx.AsyncClient) -> None
     assert prompt == "<|user|>fox<|end|>\n"
 
 
+async def test_tokenizer_info_names_special_tokens_and_the_template(client: httpx.AsyncClient) -> None:
+    info = (await client.get("/tokenizer_info")).json()
+    assert (info["eos_token"], info["bos_token"]) == ("<|endoftext|>", None)
+    assert "<|end|>" in info["chat_template"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
