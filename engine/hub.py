@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, find_shards
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SMALL_FILES = [
     "config.json",
     "generation_config.json",

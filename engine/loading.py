@@ -80,7 +80,13 @@ def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     with ExitStack() as contexts:
         for context in model_class.get_init_context(dtype, False, False, None):
             contexts.enter_context(context)
-        return cast(PreTrainedModel, model_class(config))
+        try:
+            return cast(PreTrainedModel, model_class(config))
+        except KeyError as error:
+            if error.args != (ATTENTION_NAME,):
+                raise
+            reason = "its attention cannot be led to the paged cache"
+            raise CheckpointError(f"{model_class.__name__} cannot be served: {reason}") from None
 
 
 @contextmanager

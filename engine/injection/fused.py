@@ -82,8 +82,8 @@ class FusedRMSNorm(nn.Module):
         self._kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape whose rows are evenly spaced: [1, num_tokens, hidden] or [num_tokens, heads, dim]."""
-        rows = x.squeeze(0) if x.dim() == 3 and x.shape[0] == 1 else x
+        """[num_tokens, heads, dim], or with a leading 1: [1, num_tokens, hidden], [1, heads, num_tokens, dim]."""
+        rows = x.squeeze(0) if x.shape[0] == 1 else x
         return self._kernels.rms_norm(rows, self.weight, self._eps, self._style).view(x.shape)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from distllm.engine.injection.elementwise import RowwiseActivation
 from distllm.engine.injection.fused import FusedAttention, FusedGatedMLP, FusedRMSNorm
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.policies import (
@@ -14,6 +15,7 @@ from distllm.engine.injection.policies import (
     QKV,
     RMS_NORM,
     ROTARY_ATTENTION,
+    is_activation,
 )
 from distllm.engine.injection.probe import DiscoveredLayer
 from distllm.engine.kernels.ops import CpuKernels
@@ -21,12 +23,17 @@ from distllm.engine.kernels.ops import CpuKernels
 
 def fuse_modules(model: nn.Module, layers: Sequence[DiscoveredLayer], kernels: CpuKernels) -> list[DiscoveredLayer]:
     """Replace what policies name in `model`. Returns `layers` with the modules that attend from now on."""
-    for name, module in list(model.named_modules()):
-        replacement = _fused_norm(module, kernels) or _fused_mlp(module, kernels)
-        if replacement is not None:
-            model.set_submodule(name, replacement)
+    for replace_module in (_fused_mlp, _fused_norm, _rowwise_activation):
+        for name, module in list(model.named_modules()):
+            replacement = replace_module(module, kernels)
+            if replacement is not None:
+                model.set_submodule(name, replacement)
     names = {id(module): name for name, module in model.named_modules()}
     return [_fuse_attention(model, names[id(layer.module)], layer, kernels) for layer in layers]
+
+
+def _rowwise_activation(module: nn.Module, _: CpuKernels) -> nn.Module | None:
+    return RowwiseActivation(module) if is_activation(module) else None
 
 
 def _fused_norm(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distllm.engine.injection.elementwise import VECTOR_RUN
 from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.packed import PackedLinear
 
@@ -61,13 +62,16 @@ class PackedWeight:
             raise TypeError(f"a packed weight of {self.dtype} cannot become {dtype}")
         return self
 
+    def type(self, dtype: torch.dtype) -> "PackedWeight":
+        return self.to(dtype)
+
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         rows = x.reshape(-1, self.panels.in_features)
         if rows.stride(-1) != 1:
             rows = rows.contiguous()
         if self.rows is None:
-            output = self.kernels.linear(rows, self.panels, bias)
+            output = self.kernels.linear(rows, self.panels, bias, _empty_rows(rows, self.panels.out_features))
         else:
             output = self.kernels.linear(rows, self.panels)[:, self.rows]
             output = output if bias is None else output + bias
@@ -83,7 +87,7 @@ class PackedWeight:
     def __torch_function__(
         cls,
         func: Callable[..., Any],
-        types: Sequence[type],
+        types: Sequence[Any],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
@@ -92,6 +96,11 @@ class PackedWeight:
             name = getattr(func, "__name__", str(func))
             raise NotImplementedError(f"uses a weight in {name}, which has no kernel")
         return stand_in(*args, **(kwargs or {}))
+
+
+def _empty_rows(x: Tensor, width: int) -> Tensor:
+    """Room for [num_rows, width] in x's type, rows spaced so that torch's elementwise loops start anew at each."""
+    return x.new_empty(x.shape[0], width + -width % VECTOR_RUN)[:, :width]
 
 
 def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -97,6 +97,12 @@ def projections_to_fuse(module: nn.Module) -> list[nn.Linear]:
     return layers if is_fusible else []
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether `module` is an elementwise function without parameters."""
+    kind = type(module)
+    return kind.__module__ == "transformers.activations" or kind in (nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh)
+
+
 def is_router(module: nn.Module) -> bool:
     """Whether `module` scores experts by a weight of its own, without an nn.Linear."""
     weight = module._parameters.get("weight")

@@ -71,8 +71,8 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
         with _WithoutProducts():
             ids, positions = torch.tensor([[[0, 0]], [[0, 1]]], device=model.device)
             forward(model, ids, positions, torch.tensor([1], device=model.device))
-    except NotImplementedError as error:
-        raise refusal(model, str(error)) from None
+    except Exception as error:  # whatever a model does that was not written for this
+        raise refusal(model, f"a probe of two tokens failed: {describe(error)}") from error
     finally:
         for module in model.modules():
             detach(module)
@@ -86,6 +86,11 @@ def forward(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, row
     output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=rows)
     logits: Tensor = output.logits[0]
     return logits
+
+
+def describe(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def refusal(model: PreTrainedModel, reason: str) -> CheckpointError:

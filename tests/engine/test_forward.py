@@ -29,6 +29,9 @@ KINDS = (
     "mixtral",
     "qwen3_moe",
     "gpt_oss",
+    "gemma3",
+    "qwen2_moe",
+    "deepseek_v3",
 )
 
 

@@ -14,6 +14,8 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -178,11 +180,15 @@ def test_an_architecture_that_is_no_decoder_is_refused(
             "BloomForCausalLM cannot be served: its forward takes no position_ids",
         ),
         (
+            GPTJForCausalLM(GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2, rotary_dim=8)),
+            "GPTJForCausalLM cannot be served: its attention cannot be led to the paged cache",
+        ),
+        (
             MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)),
             "MambaForCausalLM cannot be served",
         ),
     ],
-    ids=["bloom", "mamba"],
+    ids=["bloom", "gptj", "mamba"],
 )
 def test_a_decoder_that_keeps_state_elsewhere_is_refused_with_the_reason(
     tmp_path: Path, model: PreTrainedModel, words: str
