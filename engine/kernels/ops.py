@@ -5,6 +5,8 @@ operation is row-invariant: the bits of a row are a function of its own inputs, 
 beside it.
 """
 
+import math
+import mmap
 import os
 import weakref
 from collections.abc import Sequence
@@ -160,9 +162,9 @@ class CpuKernels:
         """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension."""
         if dtype not in DTYPE_CODES:
             raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype}")
-        keys = self._empty(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
-        values = self._empty(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
-        return keys.zero_(), values.zero_()
+        keys = self._zeros(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
+        values = self._zeros(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
+        return keys, values
 
     def write_kv(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
         """Stores keys [T, heads, key_dim] and values [T, heads, value_dim] at slots [T] (int64).
@@ -319,6 +321,13 @@ class CpuKernels:
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory that will be streamed, on huge pages where the system gives them."""
         tensor = torch.empty(*shape, dtype=dtype)
+        self._c.distllm_advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
+    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Zeroed memory on huge pages, which takes up none until it is written."""
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        tensor = torch.frombuffer(memory, dtype=dtype).view(shape)
         self._c.distllm_advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
         return tensor
 

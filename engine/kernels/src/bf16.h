@@ -30,7 +30,7 @@ typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
 DISTLLM_INLINE F32x16 load(const uint16_t* from) {
   Halves halves[kParts];
-  std::memcpy(halves, from, sizeof halves);
+  read_parts(halves, from);
   return each_part([&](auto i) DISTLLM_INLINE_LAMBDA {
     return (Floats)(__builtin_convertvector(halves[i], Words) << 16);
   });
@@ -51,7 +51,7 @@ DISTLLM_INLINE void store(uint16_t* to, const F32x16& x) {
   unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
     halves[i] = __builtin_convertvector(nearest_bf16(x.part[i]), Halves);
   });
-  std::memcpy(to, halves, sizeof halves);
+  write_parts(halves, to);
 }
 
 // x as it reads back after being stored as T.

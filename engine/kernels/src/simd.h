@@ -103,12 +103,26 @@ DISTLLM_INLINE F32x16 broadcast(float x) {
 }
 DISTLLM_INLINE F32x16 zeros() { return broadcast(0.0f); }
 
+// Part by part: GCC copies a whole struct through the stack in smaller pieces.
+template <class Part, class T>
+DISTLLM_INLINE void read_parts(Part (&parts)[kParts], const T* from) {
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    std::memcpy(&parts[i], (const char*)from + i * sizeof(Part), sizeof(Part));
+  });
+}
+template <class Part, class T>
+DISTLLM_INLINE void write_parts(const Part (&parts)[kParts], T* to) {
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    std::memcpy((char*)to + i * sizeof(Part), &parts[i], sizeof(Part));
+  });
+}
+
 DISTLLM_INLINE F32x16 load(const float* from) {
   F32x16 result;
-  std::memcpy(&result, from, sizeof result);
+  read_parts(result.part, from);
   return result;
 }
-DISTLLM_INLINE void store(float* to, const F32x16& x) { std::memcpy(to, &x, sizeof x); }
+DISTLLM_INLINE void store(float* to, const F32x16& x) { write_parts(x.part, to); }
 
 DISTLLM_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) {
   return each_part([&](auto i) DISTLLM_INLINE_LAMBDA { return a.part[i] + b.part[i]; });
@@ -177,7 +191,7 @@ DISTLLM_INLINE float max_of_lanes(const F32x16& x) {
 
 DISTLLM_INLINE Bf16Pairs load_pairs(const uint16_t* from) {
   Bf16Pairs result;
-  std::memcpy(&result, from, sizeof result);
+  read_parts(result.part, from);
   return result;
 }
 DISTLLM_INLINE F32x16 low_halves(const Bf16Pairs& x) {
