@@ -8,7 +8,7 @@ Figures are medians of rounds in which the candidates take turns, so that a busy
 import argparse
 import statistics
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import perf_counter, sleep
 
 import torch
 from torch import Tensor
@@ -51,10 +51,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def medians(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds a call of each candidate, which take turns."""
+    """Seconds a call of each candidate, which take turns.
+
+    Threads of the one before may spin for a while, and the candidate's own sleep: hence the pause and a first call.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, candidate in candidates.items():
+            sleep(0.005)
+            candidate()
             begin = perf_counter()
             candidate()
             times[name].append(perf_counter() - begin)
