@@ -23,7 +23,7 @@ from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.loading import load_config, load_model
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.pool_size import PoolNeed, size_pool
-from distllm.engine.self_check import check_forward, plain_logits
+from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of it that is done, in [0, 1]."""
@@ -48,11 +48,11 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
+    check_forward(ModelRunner(model, _attach_cache(layers, compute, NUM_BLOCKS, dtype)), expected)
     on_progress("sizing the KV cache", 1.0)
     need = _pool_need(config, model, layers, max_model_len)
     num_blocks = size_pool(config, need, measure_free_bytes(device))
     runner = ModelRunner(model, _attach_cache(layers, compute, num_blocks, dtype))
-    check_forward(model, runner, expected)
     info = ExecutorInfo(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,

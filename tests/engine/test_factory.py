@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
+from distllm.engine.injection.fused import FusedRMSNorm
 from distllm.engine.kernels.library import KernelsUnavailable
+from distllm.engine.kernels.ops import CpuKernels, load_kernels
 from distllm.engine.pool_size import OutOfMemory
 
 Checkpoints = Callable[[str], Path]
@@ -75,10 +78,10 @@ def test_without_kernels_the_reference_path_serves_and_says_so(
 
 @pytest.mark.parametrize("variant", ["fma", "dot"])
 def test_an_engine_that_takes_over_computes_as_the_one_before(config: EngineConfig, variant: str) -> None:
-    first = build(replace(config, dtype="bfloat16")).info.numerics
-    wanted = f"{first.rpartition('-')[0]}-{variant}"
-    can_do_dot = build(config).runner.cache.backend._kernels.has_bf16_dot  # type: ignore[attr-defined]
-    if variant == "fma" or can_do_dot:
+    kernels = load_kernels(num_threads=1)
+    assert isinstance(kernels, CpuKernels)
+    if variant == "fma" or kernels.has_bf16_dot:
+        wanted = f"{kernels.numerics.rpartition('-')[0]}-{variant}"
         assert build(replace(config, dtype="bfloat16", numerics=wanted)).info.numerics == wanted
 
 
@@ -88,6 +91,28 @@ def test_numerics_that_this_machine_lacks_are_warned_about(
     with caplog.at_level(logging.WARNING, "distllm.engine"):
         build(replace(config, numerics="other-cpu"))
     assert "tokens may differ by rounding" in caplog.text
+
+
+def test_one_block_is_enough_for_short_sequences(config: EngineConfig) -> None:
+    assert build(replace(config, max_model_len=16, max_num_seqs=1)).info.num_blocks == 1
+
+
+def test_a_model_with_a_layer_replaced_wrongly_is_refused(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distllm.engine.injection.fused.FusedRMSNorm.forward", lambda self, x: x * 0.5)
+    with pytest.raises(CheckpointError, match="in paged steps its logits differ"):
+        build(config)
+
+
+def test_a_layer_that_looks_at_the_batch_is_warned_about(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = FusedRMSNorm.forward
+    monkeypatch.setattr(FusedRMSNorm, "forward", lambda self, x: forward(self, x) * (1 + 1e-6 * x.shape[1]))
+    with caplog.at_level(logging.WARNING, "distllm.engine"):
+        build(config)
+    assert "tokens may differ by rounding with what else is in a batch" in caplog.text
 
 
 def test_a_pool_that_is_too_small_is_refused_by_the_flags_name(config: EngineConfig) -> None:
