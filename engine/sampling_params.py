@@ -74,9 +74,7 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """Whether choosing a token depends on which tokens came before it."""
-        return (
-            self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-        )
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     def _check_range(self, name: str, low: float, high: float, low_is_open: bool = False) -> None:
         value: float = getattr(self, name)

@@ -55,7 +55,7 @@ class MergedStream:
         raise StopAsyncIteration
 
     async def _read(self, number: int, stream: OutputStream) -> None:
-        """Put the stream's outputs and a None; a cancelled reader puts nothing, for nobody may be left to take it."""
+        """Put the outputs and a None; a cancelled reader puts nothing, for nobody may be left to take it."""
         try:
             while True:
                 await self._queue.put((number, await stream.__anext__()))

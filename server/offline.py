@@ -63,10 +63,8 @@ async def complete(
             num_cached_tokens = output.num_cached_tokens or num_cached_tokens
             prompt_logprobs = output.prompt_logprobs or prompt_logprobs
             sequence = sequences[output.index]
-            if not sequence.is_finished:
-                sequence.accept(output)
-                if sequence.is_finished and output.finish_reason is None:
-                    stream.abort_sequence(output.index)
+            if sequence.accept(output) and output.finish_reason is None:
+                stream.abort_sequence(output.index)
     return PromptResult(
         prompt=prompt.text,
         prompt_token_ids=prompt.token_ids,
@@ -99,24 +97,23 @@ class _Sequence:
         self._finish_reason: str | None = None
         self._error: str | None = None
 
-    @property
-    def is_finished(self) -> bool:
-        return self._finish_reason is not None
-
-    def accept(self, output: SequenceOutput) -> None:
-        """Take the next tokens, up to where a stop string ends the text."""
+    def accept(self, output: SequenceOutput) -> bool:
+        """Take the next tokens, up to where a stop string ends the text. Whether these ended it."""
+        if self._finish_reason is not None:
+            return False
         num_before = self._choice.num_tokens
         try:
             delta = self._choice.accept(output)
         except GenerationFailed as error:
             self._finish_reason, self._error = "error", str(error)
-            return
+            return True
         num_new = self._choice.num_tokens - num_before
         self._pieces.append(delta.text)
         self._token_ids += output.token_ids[:num_new]
         if self._logprobs is not None:
             self._logprobs += (output.logprobs or [])[:num_new]
         self._finish_reason = delta.finish_reason
+        return self._finish_reason is not None
 
     def completion(self) -> Completion:
         """The whole of it, once it has finished."""

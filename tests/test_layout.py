@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import distllm
 import pytest
+
+import distllm
 
 ROOT = Path(__file__).parent.parent
 

@@ -51,7 +51,5 @@ class AttentionBackend(Protocol):
     def write(self, layer_kv: LayerKV, keys: Tensor, values: Tensor, batch: AttentionBatch) -> None:
         """Store keys [num_tokens, num_kv_heads, key_dim] and values [.., value_dim] at the batch's slots."""
 
-    def attend(
-        self, query: Tensor, layer_kv: LayerKV, batch: AttentionBatch, call: AttentionCall
-    ) -> Tensor:
+    def attend(self, query: Tensor, layer_kv: LayerKV, batch: AttentionBatch, call: AttentionCall) -> Tensor:
         """query [num_tokens, num_heads, key_dim] -> [num_tokens, num_heads, value_dim], same dtype."""

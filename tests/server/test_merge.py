@@ -25,6 +25,9 @@ class ListStream:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
+    def __aiter__(self) -> Self:
+        return self
+
     async def __anext__(self) -> SequenceOutput:
         await asyncio.sleep(0)
         if self._token_ids:
