@@ -40,7 +40,7 @@ _STORY_SHARE: Final = 0.06
 
 _KIND_WEIGHTS: Final = {
     "sum": 5, "big_sum": 5, "difference": 4, "count": 2, "opposite": 3, "day_after": 1.5, "day_before": 1.5,
-    "name": 2, "repeat": 2.5, "spell": 4, "backwards": 4, "backwards_new": 4, "json": 6,
+    "name": 3, "repeat": 3, "spell": 4, "backwards": 5, "backwards_new": 4, "json": 6,
     "story": 1, "small talk": 1, "unknown": 1,
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from distllm.engine.embedded.tokenization import END_OF_TEXT, TURN_END, encode, 
 class Recipe:
     """Everything that decides what comes out. Lengths in tokens; learning rates are peaks."""
 
-    num_steps: int = 1600
+    num_steps: int = 3200
     seed: int = 3
     vocab_size: int = 2560
     tokenizer_documents: int = 20_000
