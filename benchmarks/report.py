@@ -59,7 +59,7 @@ def save_plot(path: Path, title: str, result: LoadResult) -> None:
     panels: dict[str, Any] = figure.subplot_mosaic([["TTFT", "TPOT", "rate"], ["ITL", "E2EL", "rate"]])
     for name, seconds in samples.items():
         panels[name].ecdf(np.array(seconds or [0.0]) * 1000)
-        panels[name].set(title=name, xlabel="ms", ylabel="share of samples")
+        panels[name].set(title=name, xlabel="ms", xscale="log", ylabel="share of samples")
         panels[name].grid(alpha=0.3)
     panels["rate"].stairs(*_chunks_per_second(result))
     panels["rate"].set(title="chunks a second", xlabel="s since the start", ylim=(0, None))
