@@ -1,10 +1,11 @@
 """Leads the attention of transformers' models to the paged KV cache.
 
 transformers asks its AttentionInterface for a function by the name in the config and calls it with the attention
-module first. Ours finds the module's PagedLayer on the module itself, so no state is global.
+module first. Ours finds the module's PagedLayer on the module itself, so no state is global. Its masks come from an
+AttentionMaskInterface of the same name; ours makes none, but says how far back the rows may see.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from distllm.engine.attention.interface import AttentionBackend, AttentionBatch, AttentionCall, LayerKV
 
 ATTENTION_NAME = "distllm_paged"
+CHECKED_NAME = "distllm_paged_checked"
+"""The same attention for a probe: refuses a mask that is neither causal nor a sliding window."""
+
 _LAYER_ATTRIBUTE = "distllm_layer"
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""transformers' masks by index: (batch, head, query, key) -> whether the query sees the key."""
 
 
 class AttentionLayer(Protocol):
@@ -83,10 +90,18 @@ class PagedLayer:
         return backend.attend(query, self.kv, batch, call)
 
 
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """What stands where transformers' models hand a mask to attention: all else follows from the batch."""
+
+    sliding_window: int
+
+
 def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers, with no mask: visibility follows from the batch."""
-    AttentionInterface.register(ATTENTION_NAME, _attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+    """Make `ATTENTION_NAME` and `CHECKED_NAME` known to transformers."""
+    for name, make_mask in ((ATTENTION_NAME, _visibility), (CHECKED_NAME, _checked_visibility)):
+        AttentionInterface.register(name, _attend)
+        AttentionMaskInterface.register(name, make_mask)
 
 
 def attach(module: nn.Module, layer: AttentionLayer) -> None:
@@ -109,15 +124,20 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Visibility | Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' side of `attend`: tensors are [1, heads, num_tokens, dim], the result has tokens first."""
-    if attention_mask is not None:
+    """transformers' side of `attend`: tensors are [1, heads, num_tokens, dim], the result has tokens first.
+
+    Some models tell their window here, some by their mask alone.
+    """
+    if isinstance(attention_mask, Visibility):
+        sliding_window = attention_mask.sliding_window
+    elif attention_mask is not None:
         raise NotImplementedError("it attends with a mask of its own")
     call = AttentionCall(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -134,5 +154,19 @@ def _as_rows(tensor: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+def _visibility(*_: Any, local_size: int | None = None, **__: Any) -> Visibility | None:
+    return None if local_size is None else Visibility(local_size)
+
+
+def _checked_visibility(
+    *_: Any, mask_function: MaskFunction, local_size: int | None = None, **__: Any
+) -> Visibility | Tensor | None:
+    """A tensor, with which no layer may attend, where the mask at the edges of its window is another one."""
+    window = local_size or 8
+    edges = torch.tensor([0, 1, window - 1, window, window + 1, 2 * window, 2 * window + 1])
+    queries, keys = torch.meshgrid(edges, edges, indexing="ij")
+    zeros = torch.zeros_like(queries)
+    wanted = mask_function(zeros, zeros, queries, keys)
+    if not torch.equal(wanted, (keys <= queries) & ((keys > queries - window) | (local_size is None))):
+        return wanted
+    return _visibility(local_size=local_size)

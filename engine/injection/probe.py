@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from distllm.engine.attention.interface import AttentionCall
 from distllm.engine.checkpoint import CheckpointError
-from distllm.engine.injection.attention import LayerShape, attach, detach
+from distllm.engine.injection.attention import ATTENTION_NAME, CHECKED_NAME, LayerShape, attach, detach
 
 _PAGED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "attention"})
 
@@ -58,6 +58,8 @@ class _WithoutProducts(TorchFunctionMode):
             return args[0].new_zeros(*args[0].shape[:-1], args[1].shape[0])
         if func is torch.addmm:
             return args[1].new_zeros(args[1].shape[0], args[2].shape[1])
+        if func is torch._grouped_mm:
+            return args[0].new_zeros(args[0].shape[0], args[1].shape[-1])
         return func(*args, **(kwargs or {}))
 
 
@@ -67,6 +69,7 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
     layers: list[DiscoveredLayer] = []
     for module in model.modules():
         attach(module, _Recorder(module, layers))
+    model.set_attn_implementation(CHECKED_NAME)
     try:
         with _WithoutProducts():
             ids, positions = torch.tensor([[[0, 0]], [[0, 1]]], device=model.device)
@@ -74,6 +77,7 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
     except Exception as error:  # whatever a model does that was not written for this
         raise refusal(model, f"a probe of two tokens failed: {describe(error)}") from error
     finally:
+        model.set_attn_implementation(ATTENTION_NAME)
         for module in model.modules():
             detach(module)
     _check_layers(model, layers)

@@ -104,6 +104,7 @@ MODELS: Mapping[str, tuple[str, dict[str, object]]] = {
             "v_head_dim": 12,
         },
     ),
+    "phimoe": ("Phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
     "gpt_oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}),
 }
 """Class prefix and what differs from `_SHAPE` (None: left out), by the name that tests use."""

@@ -32,6 +32,7 @@ KINDS = (
     "gemma3",
     "qwen2_moe",
     "deepseek_v3",
+    "phimoe",
 )
 
 

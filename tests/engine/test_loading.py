@@ -16,6 +16,8 @@ from transformers import (
     BloomForCausalLM,
     GPTJConfig,
     GPTJForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -187,8 +189,25 @@ def test_an_architecture_that_is_no_decoder_is_refused(
             MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)),
             "MambaForCausalLM cannot be served",
         ),
+        (
+            Llama4ForCausalLM(
+                Llama4TextConfig(
+                    vocab_size=64,
+                    hidden_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    num_key_value_heads=2,
+                    head_dim=16,
+                    intermediate_size=32,
+                    intermediate_size_mlp=32,
+                    num_local_experts=2,
+                    attention_chunk_size=4,
+                )
+            ),
+            "Llama4ForCausalLM cannot be served: a probe of two tokens failed: it attends with a mask of its own",
+        ),
     ],
-    ids=["bloom", "gptj", "mamba"],
+    ids=["bloom", "gptj", "mamba", "llama4"],
 )
 def test_a_decoder_that_keeps_state_elsewhere_is_refused_with_the_reason(
     tmp_path: Path, model: PreTrainedModel, words: str
