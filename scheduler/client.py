@@ -30,12 +30,15 @@ from distllm.scheduler.messages import (
 from distllm.scheduler.probation import Probation
 from distllm.scheduler.spawn import ENGINE_COMMAND, EngineProcess
 from distllm.scheduler.stats import EngineStats
+from distllm.scheduler.watchdog import kill_when_hung
 
 logger = logging.getLogger("distllm.scheduler")
 
 EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "stopped"]
 
-MAX_DEATHS_WITHOUT_PROGRESS = 6
+MAX_DEATHS_WITHOUT_PROGRESS = 8
+STEPS_OF_PROGRESS = 16
+"""An engine that has finished so many steps was no failure, whatever ends it."""
 _MAX_BACKOFF_S = 5.0
 _SHUTDOWN_GRACE_S = 5.0
 
@@ -74,10 +77,12 @@ class EngineClient:
         start: StartEngine,
         on_loading: Callable[[Loading], None] = lambda _: None,
         command: Sequence[str] = ENGINE_COMMAND,
+        step_timeout_s: float = 600.0,
     ) -> None:
         self._start_message = start
         self._on_loading = on_loading
         self._command = command
+        self._step_timeout_s = step_timeout_s
         self._max_live = start.scheduler.max_num_seqs + start.scheduler.max_waiting
         self._live: dict[str, LiveRequest] = {}
         self._released: set[str] = set()  # requests that the present engine has been given
@@ -93,6 +98,7 @@ class EngineClient:
         self._info: ExecutorInfo | None = None
         self._failure = "the engine has not been started"
         self._deaths_without_progress = 0
+        self._num_steps = 0  # of the present engine
         self._last_step_at = time.monotonic()
         self._smoothed_request_s = 1.0
         self.stats = EngineStats()
@@ -120,8 +126,8 @@ class EngineClient:
 
     @property
     def seconds_since_progress(self) -> float:
-        """Seconds for which work has been waiting without a step being finished; 0 when there is no work."""
-        return time.monotonic() - self._last_step_at if self._live else 0.0
+        """Seconds for which an engine has had work without finishing a step; 0 when there is none."""
+        return time.monotonic() - self._last_step_at if self._live and self._serving else 0.0
 
     def submit(self, request: EngineRequest) -> RequestStream:
         """Queue a request. Raises QueueFull, EngineDraining or EngineUnavailable."""
@@ -136,7 +142,8 @@ class EngineClient:
         live = LiveRequest(request)
         self._live[request.request_id] = live
         self._idle.clear()
-        self._release(live)
+        if self._probation.admit(live.request_id):
+            self._release(live)
         return RequestStream(live, lambda indices: self._abort(live, indices))
 
     async def start(self) -> None:
@@ -172,15 +179,16 @@ class EngineClient:
             self._process = None
 
     def _release(self, live: LiveRequest) -> None:
-        """Give a request to the engine, unless it waits for its trial."""
-        if self._serving is None or self._probation.holds(live.request_id):
-            return
-        self._released.add(live.request_id)
-        self._serving.send(live.resumption())
+        """Give a request to the engine, if there is one."""
+        if self._serving is not None:
+            self._released.add(live.request_id)
+            self._serving.send(live.resumption())
 
-    def _release_next_suspect(self) -> None:
-        if self._serving is not None and (suspect := self._probation.next_trial()):
-            self._release(self._live[suspect])
+    def _release_held(self) -> None:
+        """Give the engine those requests whose turn has come since its predecessor died."""
+        if self._serving is not None:
+            for request_id in self._probation.release():
+                self._release(self._live[request_id])
 
     def _abort(self, live: LiveRequest, indices: list[int] | None) -> None:
         if self._serving is not None and live.request_id in self._released:
@@ -194,7 +202,7 @@ class EngineClient:
         self._released.discard(live.request_id)
         self._begun.discard(live.request_id)
         self._probation.forget(live.request_id)
-        self._release_next_suspect()
+        self._release_held()
         if not self._live:
             self._idle.set()
 
@@ -208,8 +216,14 @@ class EngineClient:
         """Keep one engine running until it cannot be started or keeps dying."""
         while True:
             self._process = await EngineProcess.spawn(self._next_start(), self._command)
-            with contextlib.suppress(ChannelClosed):
-                await self._receive_forever(self._process)
+            watchdog = asyncio.create_task(
+                kill_when_hung(self._process, lambda: self.seconds_since_progress, self._step_timeout_s)
+            )
+            try:
+                with contextlib.suppress(ChannelClosed):
+                    await self._receive_forever(self._process)
+            finally:
+                watchdog.cancel()
             end = await self._process.describe_end()
             self._process = self._serving = None
             if self._state == "failed" or not self._plan_restart(end):
@@ -252,23 +266,26 @@ class EngineClient:
             self._state = "ready"
         self._settled.set()
         for live in list(self._live.values()):
-            self._release(live)
-        self._release_next_suspect()
+            if not self._probation.holds(live.request_id):
+                self._release(live)
+        self._release_held()
 
     def _on_step(self, outputs: list[SequenceOutput], stats: EngineStats) -> None:
         self.stats = stats
         self._last_step_at = time.monotonic()
-        self._deaths_without_progress = 0
+        self._num_steps += 1
+        if self._num_steps >= STEPS_OF_PROGRESS:
+            self._deaths_without_progress = 0
+        self._probation.passed_step({output.request_id for output in outputs})
         for output in outputs:
             live = self._live.get(output.request_id)
             if live is None:
                 continue
             live.accept(output)
-            self._probation.passed_step(output.request_id)
             if live.is_finished:
                 self._note_duration(live)
                 self._forget(live)
-        self._release_next_suspect()
+        self._release_held()
 
     def _note_duration(self, live: LiveRequest) -> None:
         """Exponentially smoothed seconds a request takes, for Retry-After."""
@@ -282,7 +299,8 @@ class EngineClient:
             return False
         self._deaths_without_progress += 1
         self.num_restarts += 1
-        culprit = self._probation.engine_died(self._begun)
+        self._num_steps = 0
+        culprit = self._probation.engine_died(self._begun, self._live)
         self._released.clear()
         self._begun.clear()
         self.stats = EngineStats()

@@ -16,7 +16,6 @@ class LiveRequest:
 
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
-        self.num_strikes = 0  # engine deaths of which this request was the only suspect
         self._unfinished = {start.index: list(start.output_ids) for start in request.sequences}
         self._outputs: deque[SequenceOutput] = deque()
         self._changed = asyncio.Event()

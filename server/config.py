@@ -75,6 +75,7 @@ class EngineSection(Section):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
     )
+    step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(
         "auto", description="kernels to use; reference: plain torch, slow, for comparison"
     )

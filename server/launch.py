@@ -86,7 +86,7 @@ async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) 
     """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
     started_s = time.monotonic()
     bar = LoadingBar()
-    engine = EngineClient(start_message(settings, checkpoint), bar)
+    engine = EngineClient(start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s)
     await engine.start()
     try:
         app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)

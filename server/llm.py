@@ -57,7 +57,9 @@ class LLM:
         bar = LoadingBar()
         self._defaults = load_generation_defaults(checkpoint)
         self._max_live = settings.scheduler.max_num_seqs + settings.scheduler.max_waiting
-        self._engine = EngineClient(start_message(settings, checkpoint), bar)
+        self._engine = EngineClient(
+            start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s
+        )
         self._thread = LoopThread("distllm-offline")
         self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._engine)
         try:

@@ -1,6 +1,7 @@
 """An engine process without a model: `python -m tests.scheduler.fragile_engine FD`.
 
-What it is asked to load decides how it fails; a step that computes the prompt POISON ends the process.
+What it is asked to load decides how it fails; so do prompts: a step that computes POISON ends the process, as does
+the second step of a sequence that starts with LATE_POISON, whether computed at once or anew.
 """
 
 import os
@@ -8,20 +9,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from distllm.engine.config import EngineConfig
-from distllm.engine.interface import StepInput, StepOutput
+from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.scheduler.process import main
 from tests.scheduler.slot_executor import SlotExecutor, executor_info
 
 POISON = [6, 6, 6]
+LATE_POISON = [5, 5, 5]
 STEP_S = 0.002
 
 
 class FragileExecutor(SlotExecutor):
+    """`dies_in_decode`: every second step of any sequence ends the process."""
+
+    def __init__(self, info: ExecutorInfo, dies_in_decode: bool) -> None:
+        super().__init__(info)
+        self._dies_in_decode = dies_in_decode
+        self._late_poisons: set[int] = set()
+
     def execute(self, step: StepInput) -> StepOutput:
-        if any(list(chunk.token_ids[: len(POISON)]) == POISON for chunk in step.chunks):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for chunk in step.chunks:
+            start = list(chunk.token_ids[:3]) if chunk.num_computed_before == 0 else []
+            if start == POISON or chunk.sequence_id in self._late_poisons:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if start == LATE_POISON or self._dies_in_decode:
+                self._late_poisons.add(chunk.sequence_id)
         time.sleep(STEP_S)
         return super().execute(step)
 
@@ -32,7 +46,9 @@ def build(config: EngineConfig, on_progress: Callable[[str, float], None]) -> Fr
         raise ValueError("this checkpoint is broken")
     if config.model == "deadly":
         os.kill(os.getpid(), signal.SIGKILL)
-    return FragileExecutor(executor_info(num_blocks=256, block_size=4, max_model_len=400))
+    info = executor_info(num_blocks=256, block_size=4, max_model_len=400)
+    info = replace(info, numerics=config.numerics or f"those of process {os.getpid()}")
+    return FragileExecutor(info, dies_in_decode=config.model == "doomed")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from distllm.engine.config import EngineConfig
 from distllm.scheduler.client import EngineClient, EngineDraining, EngineUnavailable, QueueFull
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput, StartEngine
-from tests.scheduler.fragile_engine import POISON
+from tests.scheduler.fragile_engine import LATE_POISON, POISON
 from tests.scheduler.harness import make_request, undisturbed
 
 MAX_LEN = 400
@@ -22,16 +22,21 @@ COMMAND = (sys.executable, "-m", "tests.scheduler.fragile_engine")
 
 
 def fragile_client(
-    model: str = "fake", max_waiting: int = 64, loading: list[Loading] | None = None
+    model: str = "fake",
+    max_waiting: int = 64,
+    loading: list[Loading] | None = None,
+    step_timeout_s: float = 60.0,
 ) -> EngineClient:
     config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32, max_waiting=max_waiting)
     seen = [] if loading is None else loading
-    return EngineClient(StartEngine(EngineConfig(model=model), config), seen.append, COMMAND)
+    return EngineClient(StartEngine(EngineConfig(model=model), config), seen.append, COMMAND, step_timeout_s)
 
 
 @asynccontextmanager
-async def ready_client(max_waiting: int = 64) -> AsyncIterator[EngineClient]:
-    client = fragile_client(max_waiting=max_waiting)
+async def ready_client(
+    model: str = "fake", max_waiting: int = 64, step_timeout_s: float = 60.0
+) -> AsyncIterator[EngineClient]:
+    client = fragile_client(model, max_waiting, step_timeout_s=step_timeout_s)
     await client.start()
     try:
         await client.wait_ready()
@@ -98,17 +103,60 @@ async def test_streams_go_on_with_the_same_tokens_after_each_of_three_kills() ->
     assert answers == [expected(request) for request in requests]
 
 
-async def test_a_request_that_ends_the_engine_twice_fails_alone() -> None:
+@pytest.mark.parametrize(("prompt", "num_tokens"), [(POISON, 0), (LATE_POISON, 3)])
+async def test_a_request_that_ends_the_engine_twice_fails_alone(prompt: list[int], num_tokens: int) -> None:
+    """The late one kills where it decodes, after each step that computes its known tokens anew."""
     innocents = [long_request(number) for number in range(1, 7)]
-    poison = make_request("poison", POISON, max_tokens=5)
+    poison = make_request("poison", prompt, max_tokens=50)
     async with ready_client() as client:
         answers, ends = await asyncio.gather(
             asyncio.gather(*(read(client, request) for request in innocents)), outputs_of(client, poison)
         )
         assert client.state == "ready"
-    assert [(end.finish_reason, end.token_ids) for end in ends] == [("error", [])]
-    assert "ended the engine twice" in (ends[0].error or "")
+    assert [end.finish_reason for end in ends] == [None] * num_tokens + ["error"]
+    assert "ended the engine twice" in (ends[-1].error or "")
     assert answers == [expected(request) for request in innocents]
+
+
+async def test_an_engine_that_ends_in_every_second_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distllm.scheduler.client.MAX_DEATHS_WITHOUT_PROGRESS", 3)
+    async with ready_client("doomed") as client:
+        answers = await asyncio.gather(*(outputs_of(client, long_request(number)) for number in range(1, 4)))
+        assert client.state == "failed"
+        with pytest.raises(EngineUnavailable, match="the engine ended 3 times in a row"):
+            client.submit(long_request(9))
+    assert {answer[-1].finish_reason for answer in answers} == {"error"}
+
+
+async def test_an_engine_that_hangs_is_replaced() -> None:
+    requests = [long_request(number) for number in range(1, 4)]
+    async with ready_client(step_timeout_s=1.0) as client:
+
+        async def freeze() -> None:
+            await eventually(lambda: client.stats.generation_tokens_total >= 40)
+            assert client.engine_pid is not None
+            os.kill(client.engine_pid, signal.SIGSTOP)
+
+        freezing = asyncio.create_task(freeze())
+        answers = await asyncio.gather(*(read(client, request) for request in requests))
+        await freezing
+        assert client.num_restarts == 1
+    assert answers == [expected(request) for request in requests]
+
+
+async def test_an_idle_engine_does_not_hang() -> None:
+    async with ready_client(step_timeout_s=0.2) as client:
+        assert await read(client, long_request(1))
+        await asyncio.sleep(0.6)
+        assert client.num_restarts == 0
+
+
+async def test_a_successor_computes_in_the_same_order_of_sums() -> None:
+    async with ready_client() as client:
+        numerics, pid = client.info.numerics, client.engine_pid
+        kill_engine(client)
+        await eventually(lambda: client.state == "ready" and client.engine_pid not in (pid, None))
+        assert client.info.numerics == numerics == f"those of process {pid}"
 
 
 async def test_requests_sent_while_the_engine_restarts_are_served() -> None:

@@ -294,3 +294,11 @@ def test_counters_tell_prompt_and_generated_tokens_once() -> None:
     assert stats.generation_tokens_total == 6
     assert stats.steps_total == len(engine.executor.steps)
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks == 64
+
+
+def test_a_request_without_a_time_of_arrival_arrives_when_it_is_added() -> None:
+    engine = Harness(max_num_seqs=1)
+    engine.add("a", [1], max_tokens=1, arrival_s=0.0)
+    engine.now_s += 3
+    engine.run()
+    assert [output.queue_s for output in engine.outputs] == [3.0]
