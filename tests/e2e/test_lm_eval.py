@@ -28,7 +28,8 @@ CHOICES = [
     ("She smiled and said", [" thank", " chair", " the of"]),
     ("The cat and the", [" dog", " at", " slowly was"]),
 ]
-GENERATIONS = ["Once upon a time", "The little", "One day"]
+GENERATIONS = ["The end of the race", "They dug until their hands", "They walked over three hills and across"]
+"""What follows does not hang on rounding: no name that could as well be another."""
 NUM_TOKENS = 8
 
 
