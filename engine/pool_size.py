@@ -42,7 +42,12 @@ def size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> int:
         raise OutOfMemory(_refusal(need, affordable, origin))
     if config.num_blocks is not None:
         return affordable
-    return min(affordable, need.blocks_per_sequence * need.max_num_seqs)
+    num_blocks = min(affordable, need.blocks_per_sequence * need.max_num_seqs)
+    if num_blocks * need.block_bytes > free_bytes:
+        raise OutOfMemory(
+            f"{origin} for the KV cache, but only {_gib(free_bytes)} are free beside the weights: lower it"
+        )
+    return num_blocks
 
 
 def _refusal(need: PoolNeed, affordable: int, origin: str) -> str:

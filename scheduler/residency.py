@@ -56,6 +56,8 @@ class Residency:
         victims = [other for other in reversed(self._running) if _may_preempt(other, sequence.priority)]
         if self.num_running - len(victims) >= self._max_num_seqs:
             return False
+        if not victims and self._num_lacking_in_all() >= self.blocks.num_available:
+            return False  # without looking for its prefix, step after step: it needs one block more than that
         prefix = self._find_prefix(sequence)
         while not self._fits(sequence, prefix):
             if not victims or not self._fits(sequence, prefix, without=victims):
@@ -137,9 +139,12 @@ class Residency:
             return False
         num_needed = self.blocks.blocks_for(len(sequence.token_ids)) - len(prefix)
         num_needed += self.blocks.num_cached_among(prefix)
-        num_lacking = sum(self._num_lacking(other) for other in self._running if other not in without)
+        num_lacking = self._num_lacking_in_all(without)
         num_yielded = sum(len(other.block_table) for other in without)
         return num_needed + num_lacking <= self.blocks.num_available + num_yielded
+
+    def _num_lacking_in_all(self, without: Collection[Sequence] = ()) -> int:
+        return sum(self._num_lacking(other) for other in self._running if other not in without)
 
     def _num_lacking(self, sequence: Sequence) -> int:
         """Blocks that a running sequence will take to compute its known tokens, and one to go on."""

@@ -27,8 +27,17 @@ def test_no_more_blocks_than_a_full_batch_can_use() -> None:
 
 
 def test_a_given_size_replaces_the_measured_one() -> None:
-    assert size_pool(config(kv_cache_bytes=12 * MIB + 1), NEED, free_bytes=0) == 12
+    assert size_pool(config(kv_cache_bytes=12 * MIB + 1), NEED, free_bytes=12 * MIB) == 12
     assert size_pool(config(num_blocks=1000), NEED, free_bytes=0) == 1000
+
+
+def test_a_given_size_that_is_not_free_is_refused() -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        size_pool(config(kv_cache_bytes=30 * MIB), NEED, free_bytes=20 * MIB)
+    assert str(caught.value) == (
+        "--kv-cache-memory gives 0.03 GiB for the KV cache, but only 0.02 GiB are free beside the weights: lower it"
+    )
+    assert size_pool(config(kv_cache_bytes=1000 * MIB), NEED, free_bytes=40 * MIB) == 40
 
 
 @pytest.mark.parametrize(
