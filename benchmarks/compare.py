@@ -39,31 +39,47 @@ class LoadFailedError(Exception):
     """Requests failed, so the figures would not be comparable."""
 
 
+class ContenderFailedError(Exception):
+    """A contender could not be measured; the message names it and says why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     model = str(options.model or make_checkpoint(options.results / "checkpoints/smollm2-135m", SMOLLM2_135M))
     prompts = _prompts(options, model)
     contenders = _contenders(options, model, prompts)
-    results: dict[str, list[Round]] = {name: [] for name in contenders}
+    results: dict[str, list[Round]] = {}
+    failure = None
     try:
         for number in range(1, options.rounds + 1):
-            _play(number, contenders, results)
-            _save(options, results)
-    except (ServerFailedError, LoadFailedError, subprocess.SubprocessError) as error:
-        print(f"the comparison ended early: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{markdown_table(results)}\n\nsaved {options.results}/compare.json, .md and .png")
-    return 0
+            _play(number, contenders, results, partial(_save, options, results))
+    except ContenderFailedError as error:
+        failure = str(error)
+    if results:
+        print(f"\n{markdown_table(results)}\n\nsaved {options.results}/compare.json, .md and .png")
+    if failure is not None:
+        print(f"the comparison ended early: {failure}", file=sys.stderr)
+    return 0 if failure is None else 1
 
 
-def _play(number: int, contenders: dict[str, Callable[[], Round]], results: dict[str, list[Round]]) -> None:
-    """Measure every contender once. `results` gets the round only when it is whole."""
-    played = {}
+def _play(
+    number: int,
+    contenders: dict[str, Callable[[], Round]],
+    results: dict[str, list[Round]],
+    save: Callable[[], None],
+) -> None:
+    """Measure every contender once. Each figure is in `results` and saved before the next is measured.
+
+    Raises ContenderFailedError.
+    """
     for name, measure in contenders.items():
-        played[name] = measure()
-        print(f"round {number}, {name}: {_line(played[name])}", flush=True)
-    for name, one in played.items():
-        results[name].append(one)
+        try:
+            one = measure()
+        except (ServerFailedError, LoadFailedError, subprocess.SubprocessError) as error:
+            raise ContenderFailedError(f"{name}: {error}") from error
+        results.setdefault(name, []).append(one)
+        save()
+        print(f"round {number}, {name}: {_line(one)}", flush=True)
 
 
 def _contenders(
@@ -141,7 +157,7 @@ def _prompts(options: argparse.Namespace, model: str) -> list[Prompt]:
 
 
 def _save(options: argparse.Namespace, results: dict[str, list[Round]]) -> None:
-    """After every round, so that a failure later loses none."""
+    """What has been measured so far; a contender without a figure yet is left out."""
     ours, *others = results
     middle = {name: medians(rounds) for name, rounds in results.items()}
     document = {

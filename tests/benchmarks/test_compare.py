@@ -1,6 +1,7 @@
 """The comparison's own logic, with contenders that answer at once."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from benchmarks.load import LoadResult, Target
 from benchmarks.metrics import Goals, summarize
 from benchmarks.prompts import Prompt
 from benchmarks.rounds import Round
+from benchmarks.servers import ServerFailedError
 from benchmarks.synthetic_tokenizer import synthetic_tokenizer
 
 if TYPE_CHECKING:
@@ -61,6 +63,31 @@ def test_a_contender_that_fails_loses_no_round_before_it(
     assert compare.main(["--model", str(tmp_path), "--results", str(tmp_path), "--rounds", "2"]) == 1
     assert json.loads((tmp_path / "compare.json").read_text())["medians"]["ours"]["output_throughput"] == 5.0
     assert "all requests failed" in capsys.readouterr().err
+
+
+def test_a_peer_that_fails_loses_nothing_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_tokenizer(20_000).save(str(tmp_path / "tokenizer.json"))
+
+    def peer() -> Round:
+        raise ServerFailedError("the server ended with status 1:\naccelerate is missing")
+
+    contenders = {"ours": lambda: Round(output_throughput=7.0), "theirs": peer}
+    monkeypatch.setattr(compare, "_contenders", lambda *_: contenders)
+    assert compare.main(["--model", str(tmp_path), "--results", str(tmp_path)]) == 1
+    assert json.loads((tmp_path / "compare.json").read_text())["medians"]["ours"]["output_throughput"] == 7.0
+    shown = capsys.readouterr()
+    assert "| output tokens/s, whole run | 7 |" in shown.out
+    assert shown.err.startswith("the comparison ended early: theirs: the server ended with status 1")
+
+
+def test_what_benchmarks_start_is_asked_for_by_their_extra_and_pinned() -> None:
+    """`transformers serve` refuses to start without accelerate."""
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("accelerate") for need in project["optional-dependencies"]["bench"])
+    assert "\naccelerate==" in (root / "requirements.lock").read_text()
 
 
 def test_a_failed_request_ends_the_comparison(stub: "StubServer") -> None:
