@@ -8,13 +8,15 @@ transformers'.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from distllm.server.errors import InvalidRequest
+from distllm.server.slow_tokenizer import TokenizerError
 
 Message = dict[str, str]
 
@@ -29,6 +31,33 @@ class NoChatTemplate(InvalidRequest):
             "messages",
             "no_chat_template",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSource:
+    """The text of a template, and the file to name where it is wrong."""
+
+    text: str
+    file: Path
+
+    @classmethod
+    def read(cls, file: Path) -> "TemplateSource":
+        """Raises TokenizerError for a file that cannot be read."""
+        try:
+            return cls(file.read_text(encoding="utf-8"), file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"the chat template {file} cannot be read: {error}") from None
+
+    def check(self) -> None:
+        """Raises TokenizerError for a template that Jinja cannot compile."""
+        try:
+            _compile_jinja_template(self.text)
+        except TemplateError as error:
+            place = f" in line {line}" if (line := getattr(error, "lineno", None)) else ""
+            raise TokenizerError(
+                f"the chat template in {self.file} is wrong{place}: {error.message}; mend it, or give another with "
+                "--chat-template FILE"
+            ) from None
 
 
 class ChatTemplate:
@@ -74,33 +103,47 @@ class ChatTemplate:
         return [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
 
 
-def find_template_source(directory: Path) -> str | None:
-    """The default chat template of a checkpoint directory; None when it has none. Raises ValueError."""
+def find_template(directory: Path) -> TemplateSource | None:
+    """The default chat template of a checkpoint directory; None when it has none. Raises TokenizerError."""
     named = _from_config(directory / "tokenizer_config.json")
     named |= _from_config(directory / "chat_template.json")
     folder = directory / "additional_chat_templates"
-    named |= {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jinja"))}
+    named |= {path.stem: TemplateSource.read(path) for path in sorted(folder.glob("*.jinja"))}
     if (path := directory / "chat_template.jinja").is_file():
-        named["default"] = path.read_text(encoding="utf-8")
+        named["default"] = TemplateSource.read(path)
     if "default" in named or len(named) != 1:
         return named.get("default")
     return next(iter(named.values()))
 
 
-def _from_config(path: Path) -> dict[str, str]:
+def _from_config(path: Path) -> dict[str, TemplateSource]:
     """Templates of a JSON file's `chat_template`, by name."""
     if not path.is_file():
         return {}
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from None
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise TokenizerError(f"{path} must hold a JSON object")
+    return {name: TemplateSource(text, path) for name, text in _named(document.get("chat_template"), path).items()}
+
+
+def _named(template: object, path: Path) -> dict[str, str]:
+    """A `chat_template` by name, whichever of its forms it has."""
+    pairs: list[tuple[Any, Any]]
     match template:
-        case str():
-            return {"default": template}
-        case [*entries]:
-            return {entry["name"]: entry["template"] for entry in entries}
-        case dict():
-            return dict(template)
-        case _:
+        case None:
             return {}
+        case dict():
+            pairs = list(template.items())
+        case list():
+            entries = [entry if isinstance(entry, dict) else {} for entry in template]
+            pairs = [(entry.get("name"), entry.get("template")) for entry in entries]
+        case _:
+            pairs = [("default", template)]
+    if not all(isinstance(part, str) for pair in pairs for part in pair):
+        raise TokenizerError(
+            f"{path}: chat_template must be a string, or a list of objects with the strings name and template"
+        )
+    return dict(pairs)

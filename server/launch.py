@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.embedded import checkpoint_path
-from distllm.engine.generation import load_generation_defaults
+from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.scheduler.client import EngineClient, EngineUnavailable
 from distllm.scheduler.config import SchedulerConfig
@@ -122,9 +122,8 @@ async def _announce(
 
 
 def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> FastAPI:
-    template = settings.model.chat_template
-    tokenizer = Tokenizer.load(checkpoint, None if template is None else _read_template(template))
-    defaults = asdict(load_generation_defaults(checkpoint))
+    tokenizer, recommended = load_text_side(settings, checkpoint)
+    defaults = asdict(recommended)
     max_tokens = defaults.pop("max_new_tokens")
     front_end = FrontEndSettings(
         model_names=settings.server.served_model_name or (model_name(settings),),
@@ -136,16 +135,18 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> Fa
     return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
 
 
+def load_text_side(settings: Settings, checkpoint: Path) -> tuple[Tokenizer, GenerationDefaults]:
+    """What needs no engine: the tokenizer, and the sampling and end tokens that the checkpoint recommends.
+
+    Raises TokenizerError or CheckpointError.
+    """
+    tokenizer = Tokenizer.load(checkpoint, settings.model.chat_template)
+    return tokenizer, load_generation_defaults(checkpoint, tokenizer.eos_token_id)
+
+
 def model_name(settings: Settings) -> str:
     """The name in the API: what the user asked for, as written."""
     return settings.model.model or EMBEDDED_MODEL_NAME
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotServe(f"--chat-template {path} cannot be read: {error}") from None
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:

@@ -11,14 +11,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast
 
-from distllm.engine.generation import load_generation_defaults
 from distllm.engine.interface import ExecutorInfo
 from distllm.engine.sampling_params import SamplingParams
 from distllm.scheduler.client import EngineClient
 from distllm.server.batch_bar import BatchBar
 from distllm.server.config import InvalidSettings, Settings, fields, load_settings
 from distllm.server.generation_plan import Limits
-from distllm.server.launch import find_checkpoint, start_message
+from distllm.server.launch import find_checkpoint, load_text_side, start_message
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.loop_thread import LoopThread
 from distllm.server.offline import PromptResult
@@ -32,7 +31,6 @@ from distllm.server.offline_batch import (
 )
 from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS
 from distllm.server.protocol.fields import parse_prompts, parse_stop
-from distllm.server.tokenizer import Tokenizer
 
 Prompts = str | list[str] | list[int] | list[list[int]]
 Conversations = list[Message] | list[list[Message]]
@@ -53,9 +51,7 @@ class LLM:
     def __init__(self, model: str | None = None, **options: Any) -> None:
         settings = _settings(model, options)
         checkpoint = find_checkpoint(settings)
-        template = settings.model.chat_template
         bar = LoadingBar()
-        self._defaults = load_generation_defaults(checkpoint)
         self._max_live = settings.scheduler.max_num_seqs + settings.scheduler.max_waiting
         self._engine = EngineClient(
             start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s
@@ -64,9 +60,7 @@ class LLM:
         self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._engine)
         try:
             self._thread.run(self._engine.start())
-            self._tokenizer = Tokenizer.load(
-                checkpoint, None if template is None else template.read_text(encoding="utf-8")
-            )
+            self._tokenizer, self._defaults = load_text_side(settings, checkpoint)
             self._thread.run(self._engine.wait_ready())
         except BaseException:
             self.close()

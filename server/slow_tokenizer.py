@@ -28,7 +28,10 @@ def fast_tokenizer_directory(directory: Path) -> Iterator[Path]:
     try:
         yield found
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise TokenizerError(f"the tokenizer in {found} cannot be read: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise TokenizerError(
+            f"the tokenizer in {found} cannot be read: {reason}; see its tokenizer.json and tokenizer_config.json"
+        ) from error
 
 
 def _converted(directory: Path) -> Path:

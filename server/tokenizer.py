@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from distllm.server.chat_template import ChatTemplate, Message, NoChatTemplate, find_template_source
+from distllm.server.chat_template import ChatTemplate, Message, NoChatTemplate, TemplateSource, find_template
 from distllm.server.control_tokens import ControlTokenGuard
 from distllm.server.detokenizer import ByteDetokenizer, WindowDetokenizer
 from distllm.server.slow_tokenizer import fast_tokenizer_directory
@@ -41,18 +41,26 @@ class Tokenizer:
         )
 
     @classmethod
-    def load(cls, directory: Path, chat_template: str | None = None) -> "Tokenizer":
-        """Read a checkpoint directory. `chat_template` replaces the checkpoint's. Raises TokenizerError."""
+    def load(cls, directory: Path, template_file: Path | None = None) -> "Tokenizer":
+        """Read a checkpoint directory. `template_file` replaces its chat template. Raises TokenizerError."""
+        template = find_template(directory) if template_file is None else TemplateSource.read(template_file)
+        if template is not None:
+            template.check()
         with fast_tokenizer_directory(directory) as fast_directory:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(fast_directory)
-            return cls(tokenizer, chat_template or find_template_source(directory))
+            return cls(tokenizer, None if template is None else template.text)
 
     @property
     def document_start(self) -> int | None:
         """The token that stands for an empty prompt: bos, else eos."""
         bos: int | None = self._tokenizer.bos_token_id
+        return self.eos_token_id if bos is None else bos
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a document, where the tokenizer names one."""
         eos: int | None = self._tokenizer.eos_token_id
-        return eos if bos is None else bos
+        return eos
 
     @property
     def chat_template(self) -> str | None:

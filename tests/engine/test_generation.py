@@ -74,6 +74,36 @@ def test_end_tokens_that_are_no_ids_are_refused(tmp_path: Path, wrong: object) -
         load_generation_defaults(write(tmp_path, {}, {"eos_token_id": wrong}))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("temperature", -1, "temperature must be a finite number at least 0 and at most 2, not -1"),
+        ("temperature", float("nan"), "temperature must be a finite number, not nan"),
+        ("temperature", "0.7", "temperature must be a finite number, not '0.7'"),
+        ("top_p", 7, "top_p must be a finite number above 0 and at most 1, not 7"),
+        ("min_p", 1.5, "min_p must be a finite number at least 0 and at most 1, not 1.5"),
+        ("repetition_penalty", 0, "repetition_penalty must be a finite number above 0, not 0"),
+        ("top_k", [5], "top_k must be a finite number, not [5]"),
+        ("top_k", float("inf"), "top_k must be a finite number, not inf"),
+        ("max_new_tokens", True, "max_new_tokens must be a finite number, not True"),
+    ],
+)
+def test_sampling_values_that_no_request_may_have_are_refused_by_file_and_field(
+    tmp_path: Path, field: str, value: object, words: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_generation_defaults(write(tmp_path, {}, {field: value}))
+    assert str(caught.value).startswith(f"{tmp_path / 'generation_config.json'}: {words}")
+
+
+def test_end_tokens_beyond_the_vocabulary_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, {"vocab_size": 100}, {"eos_token_id": [2, -1, 100]})
+    assert load_generation_defaults(tmp_path, 99).eos_token_ids == (2, 99)
+    assert caplog.messages == [f"{tmp_path}: eos_token_id -1 is not in the vocabulary of 100"]
+
+
 def test_a_broken_generation_config_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {})
     (tmp_path / "generation_config.json").write_text("{")

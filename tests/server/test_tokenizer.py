@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from distllm.server.chat_template import find_template_source
+from distllm.server.chat_template import find_template
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
 from tests.server.checkpoints import CHAT_TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, write_checkpoint
@@ -54,12 +54,14 @@ def as_additional_file(directory: Path) -> None:
 )
 def test_chat_templates_are_found(tmp_path: Path, place: Callable[[Path], None]) -> None:
     place(tmp_path)
-    assert find_template_source(tmp_path) == CHAT_TEMPLATE
+    found = find_template(tmp_path)
+    assert found is not None
+    assert found.text == CHAT_TEMPLATE
 
 
 def test_several_named_templates_without_default_are_none(tmp_path: Path) -> None:
     in_config(tmp_path, [{"name": "a", "template": OTHER}, {"name": "b", "template": OTHER}])
-    assert find_template_source(tmp_path) is None
+    assert find_template(tmp_path) is None
 
 
 async def test_encoding_equals_transformers_own(tmp_path: Path) -> None:
@@ -112,11 +114,44 @@ def test_a_corrupt_tokenizer_is_named(tmp_path: Path, content: str) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_corrupt_tokenizer_config_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "tokenizer_config.json is not JSON"),
+        ("[]", "tokenizer_config.json must hold a JSON object"),
+        ('{"chat_template": [{"name": "default"}]}', "chat_template must be a string, or a list of objects"),
+        ('{"chat_template": ["x"]}', "chat_template must be a string, or a list of objects"),
+        ('{"chat_template": 5}', "chat_template must be a string, or a list of objects"),
+        ('{"added_tokens_decoder": 5}', "cannot be read"),
+        ('{"eos_token": 5}', "cannot be read"),
+    ],
+)
+def test_a_corrupt_tokenizer_config_is_named_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     write_checkpoint(tmp_path, byte_level_tokenizer())
-    (tmp_path / "tokenizer_config.json").write_text("[")
-    with pytest.raises(TokenizerError, match="cannot be read"):
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(TokenizerError) as caught:
         Tokenizer.load(tmp_path)
+    assert words in str(caught.value)
+    assert "tokenizer_config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_chat_template_that_cannot_be_compiled_is_refused_by_its_file_and_line(
+    tmp_path: Path, given: bool
+) -> None:
+    write_checkpoint(tmp_path / "model", byte_level_tokenizer())
+    file = tmp_path / "mine.jinja" if given else tmp_path / "model" / "chat_template.jinja"
+    file.write_text("fine\n{% for message in %}")
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.load(tmp_path / "model", file if given else None)
+    assert str(caught.value).startswith(f"the chat template in {file} is wrong in line 2: ")
+
+
+def test_a_chat_template_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, byte_level_tokenizer())
+    with pytest.raises(TokenizerError, match=r"the chat template .*none\.jinja cannot be read"):
+        Tokenizer.load(tmp_path, tmp_path / "none.jinja")
 
 
 async def test_slow_files_are_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,16 @@
+"""What a start reads from a checkpoint, and how it refuses what it cannot serve."""
+
+import json
+from pathlib import Path
+
+from distllm.server.config import load_settings
+from distllm.server.launch import load_text_side
+from tests.server.checkpoints import byte_level_tokenizer, write_checkpoint
+
+
+def test_answers_end_at_the_tokenizers_end_token_as_well_as_the_generation_configs(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, byte_level_tokenizer(), eos_token="<|end|>")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 9}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 7]}))
+    tokenizer, defaults = load_text_side(load_settings({}, None, {}), tmp_path)
+    assert defaults.eos_token_ids == (0, 7, tokenizer.eos_token_id)
