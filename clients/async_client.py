@@ -10,7 +10,7 @@ import httpx
 
 from distllm.clients import calls
 from distllm.clients.calls import Call, Reply, StreamCall, api_error, first_model
-from distllm.clients.errors import ClientError
+from distllm.clients.errors import ClientError, InvalidCallError
 from distllm.clients.options import ChatOptions, CompletionOptions, Prompt
 from distllm.clients.readiness import Readiness
 from distllm.clients.results import (
@@ -33,8 +33,9 @@ Result = TypeVar("Result")
 class AsyncClient:
     """A connection pool to one server, for one event loop. Close it, or use it as an async context manager.
 
-    `model` None means the first model that the server lists. Every method raises ClientError: APIError where the
-    server refused, its other kinds where no answer came. Refusals by 429 and 503 are retried by `retries`.
+    `model` None means the first model that the server lists. Everything here raises ClientError: APIError where the
+    server refused, InvalidCallError where nothing could be sent, its other kinds where no answer came. Refusals by
+    429 and 503 are retried by `retries`.
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class AsyncClient:
 
     async def _exchange(self, method: str, path: str, body: bytes | None, policy: RetryPolicy) -> httpx.Response:
         """The reply after which no retry is due. The body of a success is still unread."""
+        if self._http.is_closed:
+            raise InvalidCallError("the client has been closed")
         request = self._http.build_request(method, path, content=body)
         for num_retries in count():
             with self._connection.errors():

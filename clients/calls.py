@@ -7,7 +7,14 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from distllm.clients.errors import APIError, UnexpectedReplyError, error_class, read_error_object
+from distllm.clients.errors import (
+    UNREADABLE,
+    APIError,
+    InvalidCallError,
+    UnexpectedReplyError,
+    error_class,
+    read_error_object,
+)
 from distllm.clients.options import ChatOptions, CompletionOptions, Prompt
 from distllm.clients.results import (
     ChatChunk,
@@ -114,8 +121,11 @@ def api_error(reply: Reply) -> APIError:
 
 
 def _json(body: Mapping[str, object]) -> bytes:
-    """Raises ValueError for NaN and infinities, which JSON lacks."""
-    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    """Raises InvalidCallError for what JSON lacks: NaN, infinities, objects of other kinds."""
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidCallError(f"the request cannot be written as JSON: {error}") from error
 
 
 def _streaming(include_usage: bool) -> dict[str, object]:
@@ -130,7 +140,7 @@ def _reader(result: type[Result]) -> Callable[[Reply], Result]:
             raise api_error(reply)
         try:
             return decoder.decode(reply.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise UnexpectedReplyError(f"the reply is not a {result.__name__}: {error}") from error
 
     return read
@@ -142,7 +152,7 @@ def _event_reader(result: type[Result]) -> Callable[[str], Result]:
     def read(data: str) -> Result:
         try:
             return decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise UnexpectedReplyError(f"an event is not a {result.__name__} chunk: {error}") from error
 
     return read
@@ -153,6 +163,6 @@ def _read_health(reply: Reply) -> Health:
         raise api_error(reply)
     try:
         details = msgspec.json.decode(reply.body, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         details = {}
     return Health(is_ready=reply.status == 200, details=details)

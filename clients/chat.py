@@ -41,7 +41,7 @@ def run_chat(
 
 
 class Chat:
-    """One conversation. A turn that fails leaves no trace in it; a stopped one, what had come."""
+    """One conversation. A turn without an answer leaves no trace in it; one that was cut off, what had come."""
 
     def __init__(self, client: Client, terminal: Terminal, system: str | None, options: ChatOptions) -> None:
         self.terminal = terminal
@@ -86,35 +86,39 @@ class Chat:
 
     def _turn(self, text: str) -> None:
         self._turns.append({"role": "user", "content": text})
-        try:
-            answer = self._answer()
-        except ClientError as error:
-            answer = ""
-            self._num_failures += 1
-            self.terminal.error(error)
+        answer = self._answer()
         if answer:
             self._turns.append({"role": "assistant", "content": answer})
         else:
             self._turns.pop()
 
     def _answer(self) -> str:
-        """Stream the answer to what has been said. Ctrl-C stops it and keeps what had come."""
+        """The answer to what has been said, shown as it comes. Whatever ends it, what had come is returned."""
         pace = Pace()
         parts: list[str] = []
-        usage = None
+        failure: ClientError | None = None
         try:
-            with self._client.chat_stream(self.messages, include_usage=True, **self._options) as stream:
-                for chunk in stream:
-                    usage = chunk.usage or usage
-                    self._show(chunk, parts, pace)
-            outcome = pace.summary(usage)
+            outcome = self._stream(parts, pace)
         except KeyboardInterrupt:
             outcome = f"stopped · {pace.summary(None)}"
-        finally:
-            self.terminal.write("\n")
-        if self.terminal.is_interactive:
+        except ClientError as error:
+            outcome, failure = f"lost · {pace.summary(None)}", error
+        self.terminal.write("\n")
+        if failure is not None:
+            self._num_failures += 1
+            self.terminal.error(failure)
+        if self.terminal.is_interactive and (parts or failure is None):
             self.terminal.note(outcome)
         return "".join(parts)
+
+    def _stream(self, parts: list[str], pace: Pace) -> str:
+        """Fill `parts` with the answer. Returns how fast it came."""
+        usage = None
+        with self._client.chat_stream(self.messages, include_usage=True, **self._options) as stream:
+            for chunk in stream:
+                usage = chunk.usage or usage
+                self._show(chunk, parts, pace)
+        return pace.summary(usage)
 
     def _show(self, chunk: ChatChunk, parts: list[str], pace: Pace) -> None:
         if chunk.text:

@@ -22,12 +22,12 @@ def run_complete(
     Statistics go to stderr, and only where a person reads the answer.
     """
     terminal = terminal or Terminal()
-    if prompt is None:
-        prompt = "" if terminal.is_interactive else terminal.source.read().removesuffix("\n")
-    if not prompt:
-        terminal.note(_NO_PROMPT, style="red")
-        return 2
     try:
+        if prompt is None:
+            prompt = "" if terminal.is_interactive else terminal.read_all().removesuffix("\n")
+        if not prompt:
+            terminal.note(_NO_PROMPT, style="red")
+            return 2
         outcome = _stream(client, prompt, options or {}, terminal)
     except ClientError as error:
         terminal.error(error)

@@ -4,9 +4,16 @@ from typing import Any, Self
 
 import msgspec
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON of the wanted shape."""
+
 
 class ClientError(Exception):
     """Every exception that this package raises on purpose."""
+
+
+class InvalidCallError(ClientError, ValueError):
+    """What the caller gave can be no request: an address, a key or a value for which the wire has no form."""
 
 
 class ServerUnreachableError(ClientError):
@@ -122,7 +129,7 @@ def read_error_object(body: bytes | str) -> dict[str, Any] | None:
     """The error object in a JSON body or event; None where there is none."""
     try:
         error = msgspec.json.decode(body, type=dict[str, Any]).get("error")
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     if error is None or isinstance(error, dict):
         return error

@@ -22,13 +22,18 @@ class Pace:
         self._num_chunks += 1
 
     def summary(self, usage: Usage | None) -> str:
-        """One line: tokens, tokens/s after the first, time to the first. Counts chunks where usage is missing."""
+        """One line: tokens, tokens/s after the first, time to the first. Counts chunks where usage is missing.
+
+        Tokens that came in one piece have no time between them: they are counted from the request on.
+        """
         if self._first_s is None:
             return "no tokens"
         num_tokens = usage.completion_tokens if usage else self._num_chunks
         parts = [f"{num_tokens} {'token' if num_tokens == 1 else 'tokens'}"]
         decode_s = self._last_s - self._first_s
-        if num_tokens > 1 and decode_s > 0:
+        if self._num_chunks > 1 and decode_s > 0:
             parts.append(f"{(num_tokens - 1) / decode_s:.1f} tokens/s")
+        elif num_tokens > 1:
+            parts.append(f"{num_tokens / (self._last_s - self._start_s):.1f} tokens/s")
         parts.append(f"TTFT {(self._first_s - self._start_s) * 1000:.0f} ms")
         return " · ".join(parts)

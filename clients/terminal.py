@@ -6,7 +6,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from distllm.clients.errors import APIError, ClientError, ServerUnreachableError
+from distllm.clients.errors import APIError, ClientError, InvalidCallError, ServerUnreachableError
 
 _CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)])
 _UNSAFE = {code: None for code in _CONTROLS if chr(code) not in "\n\t"}
@@ -49,6 +49,13 @@ class Terminal:
             elif line.strip():
                 yield line.strip()
 
+    def read_all(self) -> str:
+        """The whole input. Raises InvalidCallError where it is not text."""
+        try:
+            return self.source.read()
+        except UnicodeDecodeError as error:
+            raise InvalidCallError(f"the input is not text: {error}") from error
+
     def _read_block(self, line: str | None) -> str:
         lines: list[str] = []
         while line is not None:
@@ -67,6 +74,8 @@ class Terminal:
                     return input(prompt)
                 line = self.source.readline()
                 return line.removesuffix("\n") if line else None
+            except UnicodeDecodeError as error:
+                raise InvalidCallError(f"the input is not text: {error}") from error
             except EOFError:
                 self.note("")
                 return None

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from distllm.clients.errors import ConnectionLostError, RequestTimeoutError, ServerUnreachableError
+from distllm.clients.errors import (
+    ConnectionLostError,
+    InvalidCallError,
+    RequestTimeoutError,
+    ServerUnreachableError,
+    UnexpectedReplyError,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -27,16 +33,22 @@ class Connection:
 
     @property
     def url(self) -> httpx.URL:
-        """Raises ValueError where `base_url` is not an http address."""
-        url = httpx.URL(self.base_url.rstrip("/").removesuffix("/v1"))
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"{self.base_url!r} is not a server's address; write it as http://host:port")
+        """Raises InvalidCallError where `base_url` is not an http address."""
+        try:
+            url = httpx.URL(self.base_url.rstrip("/").removesuffix("/v1"))
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
+            raise InvalidCallError(f"{self.base_url!r} is not a server's address; write it as http://host:port")
         return url
 
     @property
     def headers(self) -> dict[str, str]:
+        """Raises InvalidCallError for a key that a header cannot carry."""
         headers = {"content-type": "application/json"}
         if self.api_key is not None:
+            if not (self.api_key.isascii() and self.api_key.isprintable()):
+                raise InvalidCallError("the API key must be of printable ASCII characters")
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
 
@@ -60,6 +72,10 @@ class Connection:
             raise RequestTimeoutError(f"{self.url} was silent for {self.timeout_s:g} s") from error
         except httpx.TransportError as error:
             raise ConnectionLostError(f"the connection to {self.url} broke: {error}") from error
+        except httpx.StreamError as error:
+            raise ConnectionLostError("the stream has been closed") from error
+        except httpx.RequestError as error:
+            raise UnexpectedReplyError(f"the reply of {self.url} cannot be read: {error}") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """The `distllm` command: reads flags, calls one function a subcommand. Every setting has a flag of its name."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from distllm import __version__
-from distllm.clients import Client
-from distllm.clients.options import ChatOptions, CompletionOptions
+from distllm.clients import Client, InvalidCallError
 from distllm.server.config import InvalidSettings, Section, fields, is_repeatable, load_settings, sections
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -30,18 +30,59 @@ The OpenAI-compatible inference server for whatever hardware you have.
 _SERVE_EPILOG = """\
 Each flag may also be set as an environment variable (--max-num-seqs: DISTLLM_MAX_NUM_SEQS) or in a YAML file
 given by --config or DISTLLM_CONFIG (scheduler: {max_num_seqs: 8}). Flags win over variables, they over the file.
+
+A hub name is fetched once and kept: HF_HOME says where, HF_TOKEN lets private and gated models in, and
+HF_HUB_OFFLINE=1 forbids fetching.
 """
+
+_PLAN_EPILOG = """\
+examples:
+  distllm plan ./my-checkpoint                       the usual context lengths, in the memory that is free now
+  distllm plan org/name --context 4096               how many requests of 4,096 tokens run at once
+  distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
+
+Exit status: 0 if `distllm serve` with the same flags would start, 1 if not.
+"""
+
+_CHAT_EPILOG = """\
+examples:
+  distllm chat                                      talk to the server at http://127.0.0.1:8000
+  distllm chat --system "Answer in one word."       with a system message
+  echo "What is 3 plus 4?" | distllm chat           one turn a line; only the answers are printed
+
+keys: Enter sends, \"\"\" begins and ends a message of several lines, Ctrl-C stops an answer, Ctrl-D leaves.
+In the conversation, /help lists the commands. DISTLLM_API_KEY holds the key where --api-key is not given.
+"""
+
+_COMPLETE_EPILOG = """\
+examples:
+  distllm complete "Once upon a time" --max-tokens 64
+  distllm complete < prompt.txt > answer.txt        the whole input is the prompt
+  distllm complete "2 + 2 =" --temperature 0 --url http://127.0.0.1:9000
+
+Ctrl-C stops it. DISTLLM_API_KEY holds the key where --api-key is not given.
+"""
+
+_BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0 done, 1 failed, 2 called wrongly."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
-    except InvalidSettings as error:
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except (InvalidSettings, InvalidCallError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        _discard_output()
+        return _BROKEN_PIPE_STATUS
+    except OSError as error:
+        _discard_output()
+        return _complain(str(error), 1)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +115,8 @@ def _add_plan(commands: Any) -> None:
         "plan",
         help="say what a checkpoint needs before loading it",
         description="Say how much memory a checkpoint takes and how many requests fit beside it.",
+        epilog=_PLAN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(plan, {name: sections()[name] for name in ("model", "scheduler", "engine")})
     plan.add_argument(
@@ -83,7 +126,13 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_chat(commands: Any) -> None:
-    chat = commands.add_parser("chat", help="chat with a running server", description="Chat in the terminal.")
+    chat = commands.add_parser(
+        "chat",
+        help="chat with a running server",
+        description="Chat in the terminal; answers stream as they are generated.",
+        epilog=_CHAT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _add_client_flags(chat)
     chat.add_argument("--system", help="system message to begin with")
     chat.set_defaults(run=_chat)
@@ -91,7 +140,11 @@ def _add_chat(commands: Any) -> None:
 
 def _add_complete(commands: Any) -> None:
     complete = commands.add_parser(
-        "complete", help="stream one completion", description="Stream the completion of a prompt."
+        "complete",
+        help="stream one completion",
+        description="Stream the completion of a prompt.",
+        epilog=_COMPLETE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     complete.add_argument("prompt", nargs="?", help="text to continue; none: standard input")
     _add_client_flags(complete)
@@ -100,12 +153,10 @@ def _add_complete(commands: Any) -> None:
 
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
-    parser.add_argument(
-        "--api-key", default=os.environ.get("DISTLLM_API_KEY"), help="bearer token, if it wants one"
-    )
-    parser.add_argument("--model", help="model name; none: the first that the server lists")
-    parser.add_argument("--max-tokens", type=int, default=512, help="most tokens an answer (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy; none: the model's default")
+    parser.add_argument("--api-key", metavar="KEY", help="bearer token, if it wants one")
+    parser.add_argument("--model", metavar="NAME", help="model name; none: the first that the server lists")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer; none: the server's")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; none: the model's default")
 
 
 def _add_settings(parser: argparse.ArgumentParser, shown: dict[str, type[Section]]) -> None:
@@ -125,7 +176,7 @@ def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     if field.annotation is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif is_repeatable(field):
-        options |= {"action": "append", "metavar": "NAME"}
+        options |= {"action": "append", "metavar": "KEY" if name == "api_key" else "NAME"}
     elif isinstance(field.default, str):
         options["choices"] = get_args(field.annotation) or None
     group.add_argument("--" + name.replace("_", "-"), **options)
@@ -158,20 +209,32 @@ def _chat(arguments: argparse.Namespace) -> int:
     from distllm.clients.chat import run_chat
 
     with _client(arguments) as client:
-        options = ChatOptions(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
-        return run_chat(client, system=arguments.system, options=options)
+        return run_chat(client, system=arguments.system, options=_given(arguments))
 
 
 def _complete(arguments: argparse.Namespace) -> int:
     from distllm.clients.complete import run_complete
 
     with _client(arguments) as client:
-        options = CompletionOptions(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
-        return run_complete(client, arguments.prompt, options=options)
+        return run_complete(client, arguments.prompt, options=_given(arguments))
 
 
 def _client(arguments: argparse.Namespace) -> Client:
-    return Client(arguments.url, model=arguments.model, api_key=arguments.api_key)
+    """The server may know several keys, separated by commas: any of them will do."""
+    key = arguments.api_key or os.environ.get("DISTLLM_API_KEY", "").partition(",")[0]
+    return Client(arguments.url, model=arguments.model, api_key=key or None)
+
+
+def _given(arguments: argparse.Namespace) -> Any:
+    """The sampling options that were asked for; the rest is the server's to choose."""
+    options = {name: getattr(arguments, name) for name in ("max_tokens", "temperature")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _discard_output() -> None:
+    """Where stdout cannot be written, nor can what is buffered: let the interpreter's last flush find no fault."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _complain(message: str, status: int) -> int:

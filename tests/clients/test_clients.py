@@ -14,6 +14,7 @@ from distllm.clients import (
     BadRequestError,
     ClientError,
     ConnectionLostError,
+    InvalidCallError,
     NotFoundError,
     NotReadyError,
     RequestTimeoutError,
@@ -227,7 +228,7 @@ def test_a_redirect_is_an_error(connect: Connect, server: "ScriptedServer") -> N
 
 
 def test_nan_is_refused_before_it_is_sent(connect: Connect, server: "ScriptedServer") -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
+    with pytest.raises(InvalidCallError, match="JSON compliant"):
         connect(server.url).complete("x", temperature=math.nan)
     assert server.seen == []
 
@@ -284,10 +285,42 @@ def test_waiting_does_not_outlast_an_error_it_cannot_cure(connect: Connect, serv
         connect(server.url).wait_until_ready(timeout_s=60)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://\n", "http://host:99999999", ""]
+)
 def test_a_bad_address_is_refused_with_the_form_that_works(connect: Connect, url: str) -> None:
-    with pytest.raises(ValueError, match="http://host:port"):
+    with pytest.raises(InvalidCallError, match="http://host:port"):
         connect(url)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(connect: Connect, key: str) -> None:
+    with pytest.raises(InvalidCallError, match="printable ASCII") as caught:
+        connect("http://127.0.0.1:9", api_key=key)
+    assert key not in str(caught.value)
+
+
+def test_a_closed_client_says_so(connect: Connect, server: "ScriptedServer") -> None:
+    client = connect(server.url)
+    client.close()
+    with pytest.raises(InvalidCallError, match="the client has been closed"):
+        client.complete("x")
+
+
+def test_a_reply_that_cannot_be_unpacked_is_unexpected(connect: Connect, server: "ScriptedServer") -> None:
+    server.answers(b"not gzip", headers={"content-encoding": "gzip"})
+    with pytest.raises(UnexpectedReplyError, match="cannot be read"):
+        connect(server.url).complete("x")
+
+
+@pytest.mark.parametrize("reply", [b"\xff", b"[" * 100_000, b'{"error": "\xff"}'])
+@pytest.mark.parametrize("status", [200, 400])
+def test_bytes_that_are_no_json_are_a_client_error(
+    connect: Connect, server: "ScriptedServer", reply: bytes, status: int
+) -> None:
+    server.answers(reply, status=status)
+    with pytest.raises(ClientError):
+        connect(server.url).complete("x")
 
 
 def test_the_address_of_the_official_sdk_works_too(connect: Connect, server: "ScriptedServer") -> None:

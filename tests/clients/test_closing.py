@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from distllm.clients import AsyncClient, Client
+import pytest
+
+from distllm.clients import AsyncClient, Client, ConnectionLostError
 
 if TYPE_CHECKING:
     from tests.clients.conftest import ScriptedServer
@@ -24,6 +26,15 @@ async def test_leaving_an_async_stream_closes_its_connection(server: "ScriptedSe
         async with await client.complete_stream("x") as stream:
             assert (await anext(stream)).text == "a"
         assert server.client_left.wait(10)
+
+
+def test_a_stream_that_was_closed_is_a_client_error(server: "ScriptedServer") -> None:
+    server.answers(FRAME, is_endless=True)
+    with Client(server.url, model="tiny") as client:
+        stream = client.complete_stream("x")
+        stream.close()
+        with pytest.raises(ConnectionLostError, match="closed"):
+            next(stream)
 
 
 def test_a_stream_read_to_its_end_leaves_the_connection_for_the_next(server: "ScriptedServer") -> None:

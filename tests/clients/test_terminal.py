@@ -84,6 +84,28 @@ def test_a_failed_turn_is_shown_forgotten_and_counted(client: Client, server: "S
     assert server.seen[1].body["messages"] == [{"role": "user", "content": "short"}]
 
 
+def test_what_had_come_before_the_server_was_lost_stays_in_the_conversation(
+    client: Client, server: "ScriptedServer"
+) -> None:
+    frame = b'data: {"id": "1", "choices": [{"delta": {"content": "half"}, "index": 0, "finish_reason": null}]}\n\n'
+    server.answers(frame, is_cut=True)
+    says(server, "fine")
+    screen = Screen("tell me\ngo on\n")
+    assert run_chat(client, terminal=screen.terminal) == 1
+    assert screen.output == "half\nfine\n"
+    assert "broke" in screen.notes
+    assert server.seen[1].body["messages"][1] == {"role": "assistant", "content": "half"}
+
+
+@pytest.mark.parametrize("command", [run_chat, run_complete])
+def test_an_input_that_is_no_text_is_refused_in_one_line(client: Client, command: Any) -> None:
+    screen = Screen("")
+    screen.terminal.source = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8")
+    assert command(client, terminal=screen.terminal) == 1
+    assert screen.notes.startswith("the input is not text")
+    assert screen.notes.count("\n") == 1
+
+
 def test_a_person_sees_the_pace_of_each_answer(
     client: Client, server: "ScriptedServer", monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +239,12 @@ def test_the_pace_counts_tokens_by_usage_and_chunks_without_it() -> None:
     assert pace.summary(None).startswith("1 token · TTFT")
     pace.note_chunk()
     assert pace.summary(Usage(prompt_tokens=1, completion_tokens=9)).startswith("9 tokens · ")
+
+
+def test_tokens_that_came_in_one_piece_are_counted_from_the_request_on() -> None:
+    pace = Pace()
+    pace.note_chunk()
+    assert "tokens/s" in pace.summary(Usage(prompt_tokens=1, completion_tokens=9))
 
 
 def test_the_conversation_is_what_is_sent(client: Client, server: "ScriptedServer") -> None:

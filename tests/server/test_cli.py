@@ -1,6 +1,7 @@
 """The commands as a user types them: help that teaches, errors in one line, exit statuses to trust."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -106,6 +107,52 @@ def test_serve_refuses_a_pool_too_small_for_one_request_and_names_the_flag() -> 
     ended = run("serve", "--port", "0", "--kv-cache-memory", "0.0001")
     assert ended.returncode == 1
     assert "raise --kv-cache-memory" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [("chat",), ("complete", "x")])
+def test_help_of_the_client_commands_teaches_by_example(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command[0], "--help"])
+    shown = capsys.readouterr().out
+    assert f"distllm {command[0]}" in shown.partition("examples:")[2]
+    assert "DISTLLM_API_KEY" in shown
+    assert "Ctrl-C" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["chat", "--url", "127.0.0.1:8000"], 2, "write it as http://host:port"),
+        (["complete", "x", "--api-key", "schlüssel"], 2, "printable ASCII"),
+    ],
+)
+def test_a_client_command_called_wrongly_is_one_line(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == status
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_full_disk_under_the_output_is_one_line_and_status_1() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "distllm.server", "plan"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr == "distllm: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        command = [sys.executable, "-m", "distllm.server", "plan"]
+        ended = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == 141
+    assert ended.stderr == ""
 
 
 def test_complete_without_a_server_says_how_to_start_one() -> None:
