@@ -3,6 +3,7 @@
 Knows the file formats, not what the tensors mean. Importable without torch.
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -96,6 +98,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError naming the file."""
+    refuse_pointer(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -105,6 +108,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return document
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError where git left its note of a large file instead of the file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in {path.parent}"
+            )
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -132,6 +144,7 @@ def _read_header(shard: Path) -> list[StoredTensor]:
 
     The file is: header length (8 bytes, little endian) | header (JSON) | tensor bytes.
     """
+    refuse_pointer(shard)
     try:
         file_bytes = shard.stat().st_size
         with shard.open("rb") as file:
@@ -155,14 +168,27 @@ def _read_header(shard: Path) -> list[StoredTensor]:
 def _parse_header(header: object, shard: Path) -> list[StoredTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{shard} has a header that is not an object")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
-        return [
+        tensors = [
             StoredTensor(name, _check_dtype(entry["dtype"], name, shard), tuple(map(int, entry["shape"])), shard)
-            for name, entry in header.items()
-            if name != "__metadata__"
+            for name, entry in entries.items()
         ]
+        spans = {tensor.name: tuple(map(int, entries[tensor.name]["data_offsets"])) for tensor in tensors}
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{shard} has a malformed header") from None
+        raise CheckpointError(f"{shard} has a malformed header; fetch it again") from None
+    _check_spans(tensors, spans, shard)
+    return tensors
+
+
+def _check_spans(tensors: list[StoredTensor], spans: dict[str, tuple[int, ...]], shard: Path) -> None:
+    """Tensors lie one after the other: each span [begin, end) begins where the one before it ends."""
+    begin = 0
+    for tensor in sorted(tensors, key=lambda tensor: spans[tensor.name]):
+        end = begin + tensor.num_bytes
+        if spans[tensor.name] != (begin, end) or min(tensor.shape, default=0) < 0:
+            raise CheckpointError(f"{shard} has a malformed header: {tensor.name} is misplaced; fetch it again")
+        begin = end
 
 
 def _check_dtype(dtype: str, name: str, shard: Path) -> str:

@@ -21,17 +21,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError
+from distllm.engine.config_check import check_config
 from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
+
+_VALIDATOR = re.compile(r"^(Class v|V)alidation error for \w+ '\w+': \w+: ")
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The config of a decoder that transformers knows. Raises CheckpointError."""
     if "auto_map" in checkpoint.config and checkpoint.config.get("model_type") is None:
         raise CheckpointError(f"{checkpoint.path} needs code of its own, which is never run")
+    check_config(checkpoint)
+    _check_dtype(checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a config class chokes on
-        raise CheckpointError(f"{checkpoint.path}/config.json: {_first_line(error)}") from None
+        raise CheckpointError(f"{checkpoint.path}/config.json: {_explain(error)}") from None
     if config.is_encoder_decoder:
         raise CheckpointError(
             f"{checkpoint.path} is an encoder-decoder ({config.model_type}); only decoders are served"
@@ -52,7 +57,7 @@ def load_model(
     Raises CheckpointError.
     """
     register_attention()
-    model = _build_on_meta(config, dtype)
+    model = _build_on_meta(checkpoint, config, dtype)
     load_config = LoadStateDictConfig(
         device_map={"": str(device)},
         dtype=dtype,
@@ -60,18 +65,24 @@ def load_model(
         weight_mapping=get_model_conversion_mapping(model),
     )
     with _no_progress_bars(), ExitStack() as files:
-        stored = _open_tensors(checkpoint, files)
         try:
+            stored = _open_tensors(checkpoint, files)
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_first_line(error)}") from None
+            raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_explain(error)}") from None
         _check_complete(checkpoint, model, info)
         type(model)._finalize_model_loading(model, load_config, info)
     _check_nothing_on_meta(checkpoint, model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _check_dtype(checkpoint: Checkpoint) -> None:
+    name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    if isinstance(name, str) and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise CheckpointError(f"{checkpoint.path}/config.json: dtype {name!r} is no number type that torch knows")
+
+
+def _build_on_meta(checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if model_class.config_class is config.sub_configs.get("text_config"):
         config = config.get_text_config()
@@ -82,11 +93,13 @@ def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMo
             contexts.enter_context(context)
         try:
             return cast(PreTrainedModel, model_class(config))
-        except KeyError as error:
-            if error.args != (ATTENTION_NAME,):
-                raise
-            reason = "its attention cannot be led to the paged cache"
-            raise CheckpointError(f"{model_class.__name__} cannot be served: {reason}") from None
+        except Exception as error:  # a model class raises whatever it chokes on
+            if isinstance(error, KeyError) and error.args == (ATTENTION_NAME,):
+                reason = "its attention cannot be led to the paged cache"
+                raise CheckpointError(f"{model_class.__name__} cannot be served: {reason}") from None
+            raise CheckpointError(
+                f"{checkpoint.path}/config.json: {model_class.__name__} cannot be built from it: {_explain(error)}"
+            ) from None
 
 
 @contextmanager
@@ -143,5 +156,12 @@ def _check_nothing_on_meta(checkpoint: Checkpoint, model: nn.Module) -> None:
         raise CheckpointError(f"{checkpoint.path}: {left[0]} was neither stored nor computed")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _explain(error: Exception) -> str:
+    """One line of an exception: its first, with what follows as long as a colon announces it."""
+    if isinstance(error, KeyError) and " " not in str(error):
+        return f"transformers knows no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    num_used = next((number for number, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    text = _VALIDATOR.sub("", " ".join(lines[:num_used]))
+    is_bare = isinstance(error, ArithmeticError | AssertionError | AttributeError | LookupError | TypeError)
+    return f"{type(error).__name__}: {text}" if is_bare else text

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from distllm.engine.checkpoint import refuse_pointer
+
 _FAST_FILE = "tokenizer.json"
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model", "tekken.json")
 _TIMEOUT_S = 300
@@ -22,8 +24,11 @@ class TokenizerError(ValueError):
 def fast_tokenizer_directory(directory: Path) -> Iterator[Path]:
     """A directory with tokenizer.json: the checkpoint's own, else a converted one. Raises TokenizerError.
 
-    Errors of reading the tokenizer inside the block are turned into TokenizerError as well.
+    Errors of reading the tokenizer inside the block are turned into TokenizerError as well. Raises CheckpointError
+    where git left its note of a file instead of the file.
     """
+    for name in (_FAST_FILE, *_SLOW_FILES):
+        refuse_pointer(directory / name)
     found = directory if (directory / _FAST_FILE).is_file() else _converted(directory)
     try:
         yield found

@@ -94,6 +94,36 @@ def shape_of_words(directory: Path) -> None:
     shard.write_bytes(shard.read_bytes().replace(b"[4,8]", b'["x"]'))
 
 
+def change_header(directory: Path, old: bytes, new: bytes) -> None:
+    """Harm that leaves every length as it was."""
+    shard = directory / "model-00002-of-00002.safetensors"
+    content = shard.read_bytes()
+    assert old in content
+    assert len(old) == len(new)
+    shard.write_bytes(content.replace(old, new))
+
+
+def misplace_a_tensor(directory: Path) -> None:
+    change_header(directory, b'"data_offsets":[12,28]', b'"data_offsets":[10,26]')
+
+
+def swap_the_ends_of_a_tensor(directory: Path) -> None:
+    change_header(directory, b'"data_offsets":[12,28]', b'"data_offsets":[28,12]')
+
+
+def lose_the_offsets_of_a_tensor(directory: Path) -> None:
+    change_header(directory, b'"data_offsets":[12,28]', b'"data_offsetz":[12,28]')
+
+
+def point_to_a_shard(directory: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (directory / "model-00002-of-00002.safetensors").write_bytes(pointer)
+
+
+def point_to_the_config(directory: Path) -> None:
+    (directory / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+
+
 def leave_the_directory(directory: Path) -> None:
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
@@ -129,6 +159,11 @@ def no_weights(directory: Path) -> None:
         (scramble_header, "cannot be read"),
         (strange_dtype, "tensor a has the unknown type Q4_K"),
         (shape_of_words, "has a malformed header"),
+        (misplace_a_tensor, "has a malformed header: c is misplaced; fetch it again"),
+        (swap_the_ends_of_a_tensor, "has a malformed header: c is misplaced; fetch it again"),
+        (lose_the_offsets_of_a_tensor, "has a malformed header; fetch it again"),
+        (point_to_a_shard, "00002.safetensors is a git-lfs pointer, not the file itself; run `git lfs pull`"),
+        (point_to_the_config, "config.json is a git-lfs pointer"),
         (leave_the_directory, "names a file outside the checkpoint"),
         (empty_index, "has no weight_map"),
         (only_pickles, "has no safetensors files; convert"),

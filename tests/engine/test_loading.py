@@ -159,12 +159,19 @@ def with_config(path: Path, target: Path, **changes: object) -> Path:
     ("changes", "words"),
     [
         ({"model_type": "nonesuch"}, "nonesuch"),
-        ({"num_attention_heads": "many"}, "config.json"),
+        ({"num_attention_heads": "many"}, "'num_attention_heads' expected int, got str"),
+        ({"hidden_size": None}, "'hidden_size' expected int, got NoneType"),
+        ({"num_attention_heads": 5}, "(64) is not a multiple of the number of attention heads (5)"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, not -1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, not 0"),
+        ({"dtype": "float99"}, "dtype 'float99' is no number type that torch knows"),
+        ({"model_type": 5}, "model_type must name an architecture, not 5"),
+        ({"text_config": 5}, "text_config must be an object"),
         (T5Config().to_dict(), "encoder-decoder"),
         ({"model_type": "vit"}, "no causal language model"),
     ],
 )
-def test_an_architecture_that_is_no_decoder_is_refused(
+def test_a_config_that_is_no_decoders_is_refused_by_its_field(
     checkpoint: Checkpoints, tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     path = with_config(checkpoint("llama"), tmp_path / "m", **changes)
@@ -172,6 +179,26 @@ def test_an_architecture_that_is_no_decoder_is_refused(
         load_config(open_checkpoint(path))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "bogus", "rope_theta": 1e4}}, "transformers knows no 'bogus'"),
+        ({"hidden_act": "bogus"}, "transformers knows no 'bogus'"),
+        ({"pad_token_id": 9999}, "Padding_idx must be within num_embeddings"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_refused_by_its_file(
+    checkpoint: Checkpoints, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    path = with_config(checkpoint("llama"), tmp_path / "m", **changes)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}/config.json: LlamaForCausalLM cannot be built from it: ")
+    assert words in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -213,7 +240,7 @@ def test_a_decoder_that_keeps_state_elsewhere_is_refused_with_the_reason(
     tmp_path: Path, model: PreTrainedModel, words: str
 ) -> None:
     model.save_pretrained(tmp_path)
-    config = EngineConfig(model=str(tmp_path), device="cpu", max_model_len=64)
+    config = EngineConfig(model=str(tmp_path), device="cpu")
     with pytest.raises(CheckpointError) as caught:
         build_executor(config, lambda _activity, _fraction: None)
     assert words in str(caught.value)

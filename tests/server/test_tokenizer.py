@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from distllm.engine.checkpoint import CheckpointError
 from distllm.server.chat_template import find_template
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
@@ -146,6 +147,12 @@ def test_a_chat_template_that_cannot_be_compiled_is_refused_by_its_file_and_line
     with pytest.raises(TokenizerError) as caught:
         Tokenizer.load(tmp_path / "model", file if given else None)
     assert str(caught.value).startswith(f"the chat template in {file} is wrong in line 2: ")
+
+
+def test_a_git_lfs_pointer_instead_of_a_tokenizer_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_chat_template_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
