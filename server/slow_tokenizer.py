@@ -45,9 +45,15 @@ def _converted(directory: Path) -> Path:
         raise TokenizerError(
             f"{directory} holds no tokenizer: expected {_FAST_FILE}, or one of {', '.join(_SLOW_FILES)}"
         )
-    target = _cache_directory() / _fingerprint(sources)
-    if not (target / _FAST_FILE).is_file():
-        _convert_in_child(directory, target)
+    try:
+        target = _cache_directory() / _fingerprint(sources)
+        if not (target / _FAST_FILE).is_file():
+            _convert_in_child(directory, target)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        raise TokenizerError(
+            f"the tokenizer of {directory} has to be converted and cannot be kept: {error}; "
+            "let XDG_CACHE_HOME name a directory that can be written"
+        ) from None
     return target
 
 

@@ -1,8 +1,10 @@
 """Small tokenizers made on the spot: byte-level BPE, sentencepiece style with byte fallback, and WordPiece."""
 
+import io
 import json
 from pathlib import Path
 
+import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [
@@ -57,6 +59,21 @@ def byte_fallback_tokenizer(vocab_size: int = 500) -> Tokenizer:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
+
+
+def sentence_piece_model() -> bytes:
+    """The file tokenizer.model of an older checkpoint, with byte fallback."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def word_piece_tokenizer() -> Tokenizer:

@@ -13,7 +13,13 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.server.chat_template import find_template
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
-from tests.server.checkpoints import CHAT_TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, write_checkpoint
+from tests.server.checkpoints import (
+    CHAT_TEMPLATE,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    sentence_piece_model,
+    write_checkpoint,
+)
 
 OTHER = "{{ messages[0]['content'] }}"
 
@@ -173,6 +179,29 @@ async def test_slow_files_are_converted_once(tmp_path: Path, monkeypatch: pytest
     assert tokenizer.decode(await tokenizer.encode("the fox")) == "the fox"
     monkeypatch.setattr(subprocess, "run", None)
     assert await Tokenizer.load(source).encode("the fox") == await tokenizer.encode("the fox")
+
+
+async def test_a_sentencepiece_model_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.model").write_bytes(sentence_piece_model())
+    named = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(named))
+    (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tokenizer = Tokenizer.load(source)
+    ids = await tokenizer.encode("the fox é", add_special_tokens=False)
+    assert tokenizer.decode(ids) == "the fox é"
+    assert tokenizer.eos_token_id == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"junk")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(TokenizerError, match=r"/dev/null.*let XDG_CACHE_HOME name"):
+        Tokenizer.load(tmp_path)
 
 
 def test_unusable_slow_files_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
