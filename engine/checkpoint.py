@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     shard: Path
 
+    @classmethod
+    def described(cls, name: str, dtype: str, shape: Iterable[int], shard: Path) -> "StoredTensor":
+        """Raises CheckpointError for a number type that is unknown."""
+        if dtype not in DTYPE_BITS:
+            raise CheckpointError(f"{shard}: tensor {name} has the unknown type {dtype}")
+        return cls(name, dtype, tuple(shape), shard)
+
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
@@ -85,15 +92,23 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read config.json and every shard's header. Raises CheckpointError."""
+    return describe_checkpoint(path, (tensor for shard in find_shards(path) for tensor in _read_header(shard)))
+
+
+def describe_checkpoint(path: Path, tensors: Iterable[StoredTensor]) -> Checkpoint:
+    """The checkpoint of a directory with config.json, and of tensors stored there or elsewhere.
+
+    Raises CheckpointError.
+    """
     config = read_json(path / "config.json")
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict):
         method = quantization.get("quant_method", "unknown")
         raise CheckpointError(f"{path} is quantized ({method}); serve the checkpoint in bfloat16 instead")
-    tensors = {tensor.name: tensor for shard in find_shards(path) for tensor in _read_header(shard)}
-    if not tensors:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if not by_name:
         raise CheckpointError(f"{path} holds no tensors")
-    return Checkpoint(path, config, tensors)
+    return Checkpoint(path, config, by_name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,7 +186,7 @@ def _parse_header(header: object, shard: Path) -> list[StoredTensor]:
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
         tensors = [
-            StoredTensor(name, _check_dtype(entry["dtype"], name, shard), tuple(map(int, entry["shape"])), shard)
+            StoredTensor.described(name, entry["dtype"], map(int, entry["shape"]), shard)
             for name, entry in entries.items()
         ]
         spans = {tensor.name: tuple(map(int, entries[tensor.name]["data_offsets"])) for tensor in tensors}
@@ -189,9 +204,3 @@ def _check_spans(tensors: list[StoredTensor], spans: dict[str, tuple[int, ...]],
         if spans[tensor.name] != (begin, end) or min(tensor.shape, default=0) < 0:
             raise CheckpointError(f"{shard} has a malformed header: {tensor.name} is misplaced; fetch it again")
         begin = end
-
-
-def _check_dtype(dtype: str, name: str, shard: Path) -> str:
-    if dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{shard}: tensor {name} has the unknown type {dtype}")
-    return dtype

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from distllm.engine.activation import activation_bytes
 from distllm.engine.checkpoint import open_checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
@@ -83,12 +84,11 @@ def _pool_need(
     config: EngineConfig, model: PreTrainedModel, layers: list[DiscoveredLayer], max_model_len: int
 ) -> PoolNeed:
     text = model.config.get_text_config()
-    widest = max(text.vocab_size, 16 * text.hidden_size)
     return PoolNeed(
         block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, model.dtype) for layer in layers),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
-        activation_bytes=2 * config.max_num_batched_tokens * widest * torch.float32.itemsize,
+        activation_bytes=activation_bytes(config.max_num_batched_tokens, text.vocab_size, text.hidden_size),
     )
 
 

@@ -1,22 +1,36 @@
 """Finds a checkpoint: a local directory as it is, or a hub name fetched as needed. Never imports torch."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+import httpx
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
+    SafetensorsParsingError,
 )
 
-from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, find_shards
+from distllm.engine.checkpoint import (
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    Checkpoint,
+    CheckpointError,
+    StoredTensor,
+    describe_checkpoint,
+    find_shards,
+    open_checkpoint,
+)
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SMALL_FILES = [
@@ -64,11 +78,44 @@ def _check_directory(directory: Path) -> Path:
     return directory
 
 
+def inspect(model: str, revision: str | None = None) -> Checkpoint:
+    """What a checkpoint holds, without its weights: of a hub name only config, index and headers are fetched.
+
+    Raises ModelNotFound or CheckpointError.
+    """
+    directory = Path(model).expanduser()
+    if directory.exists() or not _HUB_NAME.fullmatch(model):
+        return open_checkpoint(resolve(model, revision))
+    with _one_line_errors(model, revision):
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=["config.json", INDEX_NAME]))
+        files = _weight_files(directory)
+        if all((directory / file).is_file() for file in files):
+            return open_checkpoint(_check_directory(directory))
+        return describe_checkpoint(
+            directory, (tensor for file in files for tensor in _headers(model, directory, file))
+        )
+
+
+def _headers(name: str, directory: Path, file: str) -> Iterator[StoredTensor]:
+    """The tensors of one safetensors file of the hub, of which the first bytes are read."""
+    header = HfApi().parse_safetensors_file_metadata(name, file, revision=directory.name)
+    for tensor, info in header.tensors.items():
+        yield StoredTensor.described(tensor, info.dtype, info.shape, directory / file)
+
+
 def _fetch(name: str, revision: str | None) -> Path:
     """First the small files, then the weights that the index among them names, all of one commit."""
-    try:
+    with _one_line_errors(name, revision):
         directory = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL_FILES))
         snapshot_download(name, revision=directory.name, allow_patterns=_weight_files(directory))
+    return _check_directory(directory)
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into ModelNotFound."""
+    try:
+        yield
     except OfflineModeIsEnabled:
         raise ModelNotFound(f"{name} is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it") from None
     except GatedRepoError:
@@ -77,11 +124,12 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise ModelNotFound(f"the hub knows no {name}; a private model needs HF_TOKEN") from None
     except RevisionNotFoundError:
         raise ModelNotFound(f"{name} has no revision {revision}") from None
-    except (LocalEntryNotFoundError, RevisionResolutionError):
+    except RemoteEntryNotFoundError:
+        raise ModelNotFound(f"{name} has no safetensors files, or not all of them") from None
+    except (LocalEntryNotFoundError, RevisionResolutionError, httpx.TransportError):
         raise ModelNotFound(_unreachable(name)) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, SafetensorsParsingError, OSError) as error:
         raise ModelNotFound(f"{name} cannot be fetched: {str(error).splitlines()[0]}") from None
-    return _check_directory(directory)
 
 
 def _weight_files(directory: Path) -> list[str]:

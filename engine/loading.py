@@ -48,6 +48,28 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     return config
 
 
+def build_on_meta(checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture without any tensor's content. Raises CheckpointError."""
+    register_attention()
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if model_class.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    config = copy.deepcopy(config)
+    config._attn_implementation = ATTENTION_NAME
+    with ExitStack() as contexts:
+        for context in model_class.get_init_context(dtype, False, False, None):
+            contexts.enter_context(context)
+        try:
+            return cast(PreTrainedModel, model_class(config))
+        except Exception as error:  # a model class raises whatever it chokes on
+            if isinstance(error, KeyError) and error.args == (ATTENTION_NAME,):
+                reason = "its attention cannot be led to the paged cache"
+                raise CheckpointError(f"{model_class.__name__} cannot be served: {reason}") from None
+            raise CheckpointError(
+                f"{checkpoint.path}/config.json: {model_class.__name__} cannot be built from it: {_explain(error)}"
+            ) from None
+
+
 def load_model(
     checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
@@ -56,8 +78,7 @@ def load_model(
     On a CPU, tensors that are stored as `dtype` stay views of the mapped files: nothing is read before it is used.
     Raises CheckpointError.
     """
-    register_attention()
-    model = _build_on_meta(checkpoint, config, dtype)
+    model = build_on_meta(checkpoint, config, dtype)
     load_config = LoadStateDictConfig(
         device_map={"": str(device)},
         dtype=dtype,
@@ -80,26 +101,6 @@ def _check_dtype(checkpoint: Checkpoint) -> None:
     name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     if isinstance(name, str) and not isinstance(getattr(torch, name, None), torch.dtype):
         raise CheckpointError(f"{checkpoint.path}/config.json: dtype {name!r} is no number type that torch knows")
-
-
-def _build_on_meta(checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if model_class.config_class is config.sub_configs.get("text_config"):
-        config = config.get_text_config()
-    config = copy.deepcopy(config)
-    config._attn_implementation = ATTENTION_NAME
-    with ExitStack() as contexts:
-        for context in model_class.get_init_context(dtype, False, False, None):
-            contexts.enter_context(context)
-        try:
-            return cast(PreTrainedModel, model_class(config))
-        except Exception as error:  # a model class raises whatever it chokes on
-            if isinstance(error, KeyError) and error.args == (ATTENTION_NAME,):
-                reason = "its attention cannot be led to the paged cache"
-                raise CheckpointError(f"{model_class.__name__} cannot be served: {reason}") from None
-            raise CheckpointError(
-                f"{checkpoint.path}/config.json: {model_class.__name__} cannot be built from it: {_explain(error)}"
-            ) from None
 
 
 @contextmanager

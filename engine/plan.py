@@ -1,22 +1,33 @@
 """What serving a checkpoint would take, told from its files before anything is loaded. Never imports torch."""
 
 import subprocess
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from distllm.engine.activation import activation_bytes
+from distllm.engine.byte_size import byte_size
+from distllm.engine.checkpoint import Checkpoint, CheckpointError
 from distllm.engine.config import EngineConfig
+from distllm.engine.config_check import check_config
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.kv_shape import kv_elements_per_token
 from distllm.engine.memory import measure_free_host_bytes
-from distllm.engine.pool_size import FREE_FRACTION
+from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
+
+_SERVABLE_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Figures of one checkpoint on one device. `num_blocks` is what fits beside the weights, at least 0."""
+    """Figures of one checkpoint on one device. `num_blocks` is the pool that an engine would take, at least 0.
+
+    `refusal` is what it would say instead of starting, None where it would start.
+    """
 
     path: Path
     model_type: str
@@ -27,47 +38,60 @@ class MemoryPlan:
     kv_block_bytes: int
     free_bytes: int
     num_blocks: int
+    max_num_seqs: int
     max_model_len: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether the weights and one sequence of the longest length fit."""
-        return self.max_requests(self.max_model_len) > 0
+    refusal: str | None
 
     @property
     def kv_token_bytes(self) -> int:
         return self.kv_block_bytes // BLOCK_SIZE
 
     def max_requests(self, context_length: int) -> int:
-        """Most requests of `context_length` tokens (prompt and answer) whose KV fits at once."""
-        return self.num_blocks // -(-context_length // BLOCK_SIZE)
+        """Most requests of `context_length` tokens (prompt and answer) that run at once."""
+        return min(self.max_num_seqs, self.num_blocks // -(-context_length // BLOCK_SIZE))
 
 
-def memory_plan(config: EngineConfig, free_bytes: int | None = None) -> MemoryPlan:
-    """Plan for `config.model`; `free_bytes` None measures the device. Raises CheckpointError or ValueError."""
-    checkpoint = open_checkpoint(Path(config.model))
+def memory_plan(checkpoint: Checkpoint, config: EngineConfig, free_bytes: int | None = None) -> MemoryPlan:
+    """What `config` would make of a checkpoint; `free_bytes` None measures the device.
+
+    Raises CheckpointError or ValueError.
+    """
+    check_config(checkpoint)
     device = _device(config)
     dtype = resolve_dtype(config.dtype, checkpoint, device)
-    text = checkpoint.text_config
     num_parameters = count_parameters(checkpoint)
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
-    try:
-        block_bytes = BLOCK_SIZE * kv_elements_per_token(text) * DTYPE_BYTES[dtype]
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint.path}/config.json has no {error.args[0]}") from None
+    need = _pool_need(checkpoint, config, DTYPE_BYTES[dtype])
+    num_blocks, refusal = _size_pool(config, need, max(0, free - weight_bytes))
+    if weight_bytes >= free:
+        refusal = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free)} are free"
     return MemoryPlan(
         path=checkpoint.path,
-        model_type=str(checkpoint.config.get("model_type", "unknown")),
+        model_type=str(checkpoint.config["model_type"]),
         device=device,
         dtype=dtype,
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        kv_block_bytes=block_bytes,
+        kv_block_bytes=need.block_bytes,
         free_bytes=free,
-        num_blocks=_affordable_blocks(config, free - weight_bytes, block_bytes),
-        max_model_len=resolve_length(config.max_model_len, supported_length(text)),
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=need.max_model_len,
+        refusal=refusal,
     )
+
+
+def find_refusal(path: Path) -> str | None:
+    """Why the architecture that config.json names cannot be served; None where it can be, or where nobody knows."""
+    command = [sys.executable, "-m", "distllm.engine.servable", str(path)]
+    try:
+        said = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SERVABLE_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.strip() or None
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
@@ -80,11 +104,37 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     )
 
 
-def _affordable_blocks(config: EngineConfig, left_bytes: int, block_bytes: int) -> int:
-    if config.num_blocks is not None:
-        return config.num_blocks
-    budget = int(left_bytes * FREE_FRACTION) if config.kv_cache_bytes is None else config.kv_cache_bytes
-    return max(0, budget) // block_bytes
+def _pool_need(checkpoint: Checkpoint, config: EngineConfig, element_bytes: int) -> PoolNeed:
+    text = checkpoint.text_config
+    try:
+        return PoolNeed(
+            block_bytes=BLOCK_SIZE * kv_elements_per_token(text) * element_bytes,
+            max_model_len=resolve_length(config.max_model_len, supported_length(text)),
+            max_num_seqs=config.max_num_seqs,
+            activation_bytes=activation_bytes(
+                config.max_num_batched_tokens, int(text["vocab_size"]), _hidden_size(text)
+            ),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.path}/config.json has no {error.args[0]}") from None
+
+
+def _hidden_size(text: Mapping[str, Any]) -> int:
+    names = ("hidden_size", "n_embd", "d_model")
+    return int(text[next((name for name in names if text.get(name) is not None), names[0])])
+
+
+def _size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> tuple[int, str | None]:
+    """The pool and no refusal, or what there is room for and the refusal."""
+    try:
+        return size_pool(config, need, free_bytes), None
+    except OutOfMemory as error:
+        refusal = str(error)
+    one_block = replace(need, max_model_len=BLOCK_SIZE, max_num_seqs=need.blocks_per_sequence)
+    try:
+        return size_pool(config, one_block, free_bytes), refusal
+    except OutOfMemory:
+        return 0, refusal
 
 
 def _device(config: EngineConfig) -> str:

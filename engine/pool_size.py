@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from distllm.engine.byte_size import byte_size
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import BLOCK_SIZE
 
@@ -33,11 +34,11 @@ def size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> int:
         affordable, origin = config.num_blocks, f"{config.num_blocks} blocks were given"
     elif config.kv_cache_bytes is not None:
         affordable = config.kv_cache_bytes // need.block_bytes
-        origin = f"--kv-cache-memory gives {_gib(config.kv_cache_bytes)}"
+        origin = f"--kv-cache-memory gives {byte_size(config.kv_cache_bytes)}"
     else:
         budget = int(free_bytes * FREE_FRACTION) - need.activation_bytes
         affordable = max(0, budget) // need.block_bytes
-        origin = f"{_gib(free_bytes)} are free"
+        origin = f"{byte_size(free_bytes)} are free"
     if affordable < need.blocks_per_sequence:
         raise OutOfMemory(_refusal(need, affordable, origin))
     if config.num_blocks is not None:
@@ -45,7 +46,7 @@ def size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> int:
     num_blocks = min(affordable, need.blocks_per_sequence * need.max_num_seqs)
     if num_blocks * need.block_bytes > free_bytes:
         raise OutOfMemory(
-            f"{origin} for the KV cache, but only {_gib(free_bytes)} are free beside the weights: lower it"
+            f"{origin} for the KV cache, but only {byte_size(free_bytes)} are free beside the weights: lower it"
         )
     return num_blocks
 
@@ -56,10 +57,6 @@ def _refusal(need: PoolNeed, affordable: int, origin: str) -> str:
     if affordable > 0:
         remedy = f"lower --max-model-len to {affordable * BLOCK_SIZE} or raise --kv-cache-memory"
     return (
-        f"the KV cache of one sequence of {need.max_model_len} tokens takes {_gib(needed)}, but {origin}, "
+        f"the KV cache of one sequence of {need.max_model_len} tokens takes {byte_size(needed)}, but {origin}, "
         f"enough for {affordable * BLOCK_SIZE} tokens: {remedy}"
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

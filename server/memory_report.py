@@ -1,13 +1,16 @@
 """`distllm plan`: prints what serving a checkpoint would take, before anything is loaded."""
 
+import shlex
 import sys
 
-from distllm.engine.checkpoint import CheckpointError
-from distllm.engine.hub import ModelNotFound
+from distllm.engine.byte_size import byte_size
+from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from distllm.engine.embedded import checkpoint_path
+from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.plan import MemoryPlan, memory_plan
+from distllm.engine.plan import MemoryPlan, find_refusal, memory_plan
 from distllm.server.config import InvalidSettings, Settings
-from distllm.server.launch import find_checkpoint, start_message
+from distllm.server.launch import start_message
 
 _CONTEXT_LENGTHS = (512, 2048, 8192, 32768, 131072)
 
@@ -17,25 +20,40 @@ def print_plan(settings: Settings, context_length: int | None) -> int:
     if context_length is not None and context_length < 1:
         raise InvalidSettings(f"--context must be at least 1, not {context_length}")
     try:
-        plan = memory_plan(start_message(settings, find_checkpoint(settings)).engine)
+        checkpoint = _inspect(settings)
+        if refusal := find_refusal(checkpoint.path):
+            raise CheckpointError(refusal)
+        plan = memory_plan(checkpoint, start_message(settings, checkpoint.path).engine)
     except (ModelNotFound, CheckpointError, ValueError) as error:
         sys.stderr.write(f"distllm: {error}\n")
         return 1
-    sys.stdout.write("\n".join(report(plan, context_length)) + "\n")
-    return 0 if plan.fits else 1
+    verdict = f"does not fit: {plan.refusal}" if plan.refusal else f"fits: start it with `{_command(settings)}`"
+    sys.stdout.write("\n".join([*report(plan, context_length), verdict]) + "\n")
+    return 1 if plan.refusal else 0
+
+
+def _inspect(settings: Settings) -> Checkpoint:
+    """Raises ModelNotFound or CheckpointError."""
+    if settings.model.model is None:
+        return open_checkpoint(checkpoint_path())
+    return inspect(settings.model.model, settings.model.revision)
+
+
+def _command(settings: Settings) -> str:
+    return shlex.join(["distllm", "serve", *([settings.model.model] if settings.model.model else [])])
 
 
 def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
-    """The plan in lines. `context_length` None counts requests at a few usual lengths."""
+    """The figures in lines. `context_length` None counts requests at a few usual lengths."""
     pool_bytes = plan.num_blocks * plan.kv_block_bytes
     return [
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
-        f"  weights    {_gib(plan.weight_bytes)} in {plan.dtype} on {plan.device}, of {_gib(plan.free_bytes)} free",
-        f"  KV cache   {_gib(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
+        f"  weights    {byte_size(plan.weight_bytes)} in {plan.dtype} on {plan.device}, "
+        f"of {byte_size(plan.free_bytes)} free",
+        f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
         f"{plan.kv_token_bytes:,} bytes a token",
         f"  context    {plan.max_model_len:,} tokens a request at most",
         *(_requests_line(plan, length) for length in _lengths(plan, context_length)),
-        _verdict(plan),
     ]
 
 
@@ -50,16 +68,3 @@ def _requests_line(plan: MemoryPlan, length: int) -> str:
     if length > plan.max_model_len:
         return f"  requests   none at {length:,} tokens: longer than the context"
     return f"  requests   {plan.max_requests(length):,} at once at {length:,} tokens each"
-
-
-def _verdict(plan: MemoryPlan) -> str:
-    if plan.fits:
-        return "fits: start it with `distllm serve`"
-    if plan.weight_bytes >= plan.free_bytes:
-        return "does not fit: the weights alone are larger than the free memory"
-    affordable = plan.num_blocks * BLOCK_SIZE
-    return f"does not fit: lower --max-model-len to {affordable} or raise --kv-cache-memory"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -39,10 +40,11 @@ REPOSITORY: Mapping[str, bytes] = {
 
 @dataclass
 class StandInHub:
-    """Serves REPOSITORY as owner/tiny, and remembers which files were fetched."""
+    """Serves REPOSITORY as owner/tiny, and remembers which files were fetched, and of which only a part."""
 
     server: ThreadingHTTPServer
     fetched: list[str] = field(default_factory=list)
+    peeked: list[str] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
@@ -64,7 +66,13 @@ def hub() -> Iterator[StandInHub]:
             self._answer(with_body=True)
 
         def _answer(self, *, with_body: bool) -> None:
-            status, headers, body = respond(unquote(urlsplit(self.path).path), with_body, stand_in)
+            path = unquote(urlsplit(self.path).path)
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
+            status, headers, body = respond(path, with_body, stand_in, is_part=part is not None)
+            if part is not None and status == 200:
+                first, last = int(part[1]), min(int(part[2]), len(body) - 1)
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                status, body = 206, body[first : last + 1]
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
@@ -82,7 +90,9 @@ def hub() -> Iterator[StandInHub]:
     server.server_close()
 
 
-def respond(path: str, with_body: bool, hub: StandInHub) -> tuple[int, dict[str, str], bytes]:
+def respond(
+    path: str, with_body: bool, hub: StandInHub, *, is_part: bool = False
+) -> tuple[int, dict[str, str], bytes]:
     api, files = "/api/models/owner/tiny", "/owner/tiny/resolve/"
     if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
         siblings = [{"rfilename": name} for name in REPOSITORY]
@@ -100,20 +110,34 @@ def respond(path: str, with_body: bool, hub: StandInHub) -> tuple[int, dict[str,
         if name not in REPOSITORY:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         if with_body:
-            hub.fetched.append(name)
+            (hub.peeked if is_part else hub.fetched).append(name)
         return 200, {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}, REPOSITORY[name]
     return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
 
+RESOLVE = "print(resolve(model, revision))"
+INSPECT = """
+checkpoint = inspect(model, revision)
+print({name: (tensor.dtype, tensor.shape) for name, tensor in checkpoint.tensors.items()}, dict(checkpoint.config))
+"""
+
+
 def resolve_elsewhere(
-    home: Path, model: str, endpoint: str, *, offline: bool = False, revision: str | None = None
+    home: Path,
+    model: str,
+    endpoint: str,
+    *,
+    offline: bool = False,
+    revision: str | None = None,
+    what: str = RESOLVE,
 ) -> str:
-    """What a fresh process prints: the directory, or the error's one line."""
+    """What a fresh process prints: what was asked for, or the error's one line."""
     script = (
         "import sys\n"
-        "from distllm.engine.hub import ModelNotFound, resolve\n"
+        "from distllm.engine.hub import ModelNotFound, inspect, resolve\n"
+        "model, revision = sys.argv[1], sys.argv[2] or None\n"
         "try:\n"
-        "    print(resolve(sys.argv[1], sys.argv[2] or None))\n"
+        "    exec(sys.argv[3])\n"
         "except ModelNotFound as error:\n"
         "    print('refused:', error)\n"
         "assert 'torch' not in sys.modules\n"
@@ -127,7 +151,7 @@ def resolve_elsewhere(
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", script, model, revision or ""],
+        [sys.executable, "-c", script, model, revision or "", what],
         env=environment,
         capture_output=True,
         text=True,
@@ -135,6 +159,34 @@ def resolve_elsewhere(
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_look_at_a_checkpoint_fetches_its_config_and_the_headers_of_its_weights(
+    hub: StandInHub, tmp_path: Path
+) -> None:
+    said = resolve_elsewhere(tmp_path, "owner/tiny", hub.endpoint, what=INSPECT)
+    assert said == "{'w': ('F32', (4,))} {'model_type': 'llama'}"
+    assert set(hub.fetched) == {"config.json", "model.safetensors.index.json"}
+    assert set(hub.peeked) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+
+
+def test_a_look_at_what_was_fetched_before_needs_no_hub(hub: StandInHub, tmp_path: Path) -> None:
+    resolve_elsewhere(tmp_path, "owner/tiny", hub.endpoint)
+    said = resolve_elsewhere(tmp_path, "owner/tiny", "http://127.0.0.1:9", offline=True, what=INSPECT)
+    assert said == "{'w': ('F32', (4,))} {'model_type': 'llama'}"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_look_without_a_hub_says_so_in_one_line(tmp_path: Path, offline: bool) -> None:
+    said = resolve_elsewhere(tmp_path, "owner/tiny", "http://127.0.0.1:9", offline=offline, what=INSPECT)
+    assert said.startswith("refused: owner/tiny is not on this machine and ")
+    assert "\n" not in said
+
+
+def test_a_look_after_the_hub_was_lost_says_so_in_one_line(hub: StandInHub, tmp_path: Path) -> None:
+    resolve_elsewhere(tmp_path, "owner/tiny", hub.endpoint, what=INSPECT)
+    said = resolve_elsewhere(tmp_path, "owner/tiny", "http://127.0.0.1:9", offline=True, what=INSPECT)
+    assert said == "refused: owner/tiny is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it"
 
 
 def test_only_what_is_needed_is_fetched(hub: StandInHub, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The plan made from files alone agrees with what the engine finds once the model is loaded."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BloomConfig, FalconConfig, MambaConfig, PreTrainedConfig
 
-from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
-from distllm.engine.plan import memory_plan
+from distllm.engine.factory import build_executor
+from distllm.engine.plan import MemoryPlan, find_refusal, memory_plan
+from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.servable import why_not
+from tests.engine.conftest import MODELS
 
 GIB = 1 << 30
+
+
+def plan_of(path: Path, free_bytes: int = GIB, **options: Any) -> MemoryPlan:
+    config = EngineConfig(model=str(path), device="cpu", **options)
+    return memory_plan(open_checkpoint(path), config, free_bytes)
 
 
 @pytest.mark.parametrize(
@@ -35,50 +46,98 @@ GIB = 1 << 30
 def test_the_plan_has_the_engines_figures(
     checkpoint: Callable[[str], Path], serve: Callable[..., Any], kind: str
 ) -> None:
-    plan = memory_plan(EngineConfig(model=str(checkpoint(kind)), device="cpu"), free_bytes=GIB)
+    plan = plan_of(checkpoint(kind))
     info = serve(kind, backend="reference").executor.info
     assert (plan.kv_block_bytes, plan.dtype, plan.model_type) == (info.kv_block_bytes, info.dtype, info.model_type)
     assert plan.weight_bytes == pytest.approx(info.weight_bytes, rel=1e-3)
 
 
 def test_requests_are_counted_in_whole_blocks(checkpoint: Callable[[str], Path]) -> None:
-    config = EngineConfig(model=str(checkpoint("llama")), device="cpu", num_blocks=10)
-    plan = memory_plan(config, free_bytes=GIB)
+    plan = plan_of(checkpoint("llama"), num_blocks=10)
     assert [plan.max_requests(length) for length in (1, 16, 17, 80, 160, 161)] == [10, 10, 5, 2, 1, 0]
-    assert plan.fits
+    assert plan.refusal is None
     assert plan.kv_token_bytes * 16 == plan.kv_block_bytes
 
 
-def test_blocks_share_what_the_weights_leave(checkpoint: Callable[[str], Path]) -> None:
-    config = EngineConfig(model=str(checkpoint("llama")), device="cpu")
-    plan = memory_plan(config, free_bytes=GIB)
-    assert plan.num_blocks == int((GIB - plan.weight_bytes) * 0.8) // plan.kv_block_bytes
-    assert memory_plan(config, free_bytes=plan.weight_bytes // 2).num_blocks == 0
-    assert not memory_plan(config, free_bytes=plan.weight_bytes // 2).fits
+def test_no_more_requests_run_at_once_than_a_step_carries(checkpoint: Callable[[str], Path]) -> None:
+    assert plan_of(checkpoint("llama"), num_blocks=10, max_num_seqs=3).max_requests(16) == 3
+
+
+@pytest.mark.parametrize("free_bytes", [GIB, 3_000_000, 2_000_000])
+def test_the_pool_is_the_engines(checkpoint: Callable[[str], Path], free_bytes: int) -> None:
+    """What stays free for a step's intermediate results, and the cap at what a full batch can use."""
+    path = checkpoint("llama")
+    plan = plan_of(path, free_bytes, max_num_batched_tokens=16)
+    budget = int((free_bytes - plan.weight_bytes) * 0.8) - 2 * 16 * 16 * 64 * 4
+    assert plan.num_blocks == min(budget // plan.kv_block_bytes, 64 * 8)
+
+
+def test_what_an_engine_would_say_is_the_refusal(checkpoint: Callable[[str], Path]) -> None:
+    path = checkpoint("llama")
+    config = EngineConfig(model=str(path), device="cpu", kv_cache_bytes=50_000)
+    with pytest.raises(OutOfMemory) as caught:
+        build_executor(config, lambda _activity, _fraction: None)
+    plan = plan_of(path, kv_cache_bytes=50_000)
+    assert plan.refusal == str(caught.value)
+    assert plan.num_blocks == 50_000 // plan.kv_block_bytes
+
+
+def test_weights_that_do_not_fit_are_said_to_be_the_cause(checkpoint: Callable[[str], Path]) -> None:
+    plan = plan_of(checkpoint("llama"), free_bytes=1000)
+    assert plan.num_blocks == 0
+    assert "the weights alone take" in (plan.refusal or "")
 
 
 def test_half_the_bits_take_half_the_memory(checkpoint: Callable[[str], Path]) -> None:
-    wide, narrow = (
-        memory_plan(EngineConfig(model=str(checkpoint("llama")), device="cpu", dtype=dtype), free_bytes=GIB)
-        for dtype in ("float32", "bfloat16")
-    )
+    wide, narrow = (plan_of(checkpoint("llama"), dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert (wide.weight_bytes, wide.kv_block_bytes) == (2 * narrow.weight_bytes, 2 * narrow.kv_block_bytes)
 
 
 def test_a_config_that_does_not_say_is_refused(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "max_position_embeddings": 9}')
+    config = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((checkpoint("llama") / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="has no num_attention_heads"):
-        memory_plan(EngineConfig(model=str(tmp_path), device="cpu"), free_bytes=GIB)
+        plan_of(tmp_path)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_architecture_that_is_served_has_no_refusal(checkpoint: Callable[[str], Path], kind: str) -> None:
+    assert why_not(checkpoint(kind)) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (FalconConfig(), "FalconForCausalLM cannot be served: its attention cannot be led to the paged cache"),
+        (MambaConfig(), "MambaForCausalLM cannot be served: its forward takes no position_ids"),
+        (BloomConfig(), "BloomForCausalLM cannot be served: its forward takes no position_ids"),
+    ],
+    ids=["falcon", "mamba", "bloom"],
+)
+def test_an_architecture_that_is_not_served_is_refused_from_its_config(
+    tmp_path: Path, config: PreTrainedConfig, words: str
+) -> None:
+    config.save_pretrained(tmp_path)
+    assert why_not(tmp_path) == words
+
+
+def test_the_refusal_is_found_by_a_process_of_its_own(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
+    BloomConfig().save_pretrained(tmp_path)
+    assert find_refusal(tmp_path) == why_not(tmp_path)
+    assert find_refusal(checkpoint("llama")) is None
 
 
 def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
     script = (
         "import sys\n"
+        "from pathlib import Path\n"
+        "from distllm.engine.checkpoint import open_checkpoint\n"
         "from distllm.engine.config import EngineConfig\n"
         "from distllm.engine.plan import memory_plan\n"
         "from distllm.engine.generation import load_generation_defaults\n"
-        "assert memory_plan(EngineConfig(model=sys.argv[1], device='cpu')).num_blocks > 0\n"
+        "config = EngineConfig(model=sys.argv[1], device='cpu')\n"
+        "assert memory_plan(open_checkpoint(Path(config.model)), config).num_blocks > 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(checkpoint("llama"))], check=True, timeout=60)

@@ -35,7 +35,7 @@ def test_a_given_size_that_is_not_free_is_refused() -> None:
     with pytest.raises(OutOfMemory) as caught:
         size_pool(config(kv_cache_bytes=30 * MIB), NEED, free_bytes=20 * MIB)
     assert str(caught.value) == (
-        "--kv-cache-memory gives 0.03 GiB for the KV cache, but only 0.02 GiB are free beside the weights: lower it"
+        "--kv-cache-memory gives 30.0 MiB for the KV cache, but only 20.0 MiB are free beside the weights: lower it"
     )
     assert size_pool(config(kv_cache_bytes=1000 * MIB), NEED, free_bytes=40 * MIB) == 40
 
@@ -43,8 +43,8 @@ def test_a_given_size_that_is_not_free_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "free_bytes", "words"),
     [
-        ({}, 10 * MIB, "0.01 GiB are free, enough for 128 tokens: lower --max-model-len to 128"),
-        ({"kv_cache_bytes": 9 * MIB}, 0, "--kv-cache-memory gives 0.01 GiB, enough for 144 tokens"),
+        ({}, 10 * MIB, "10.0 MiB are free, enough for 128 tokens: lower --max-model-len to 128"),
+        ({"kv_cache_bytes": 9 * MIB}, 0, "--kv-cache-memory gives 9.00 MiB, enough for 144 tokens"),
         ({"num_blocks": 9}, 0, "9 blocks were given"),
         ({}, 0, "lower --max-model-len or raise --kv-cache-memory"),
     ],
@@ -55,5 +55,5 @@ def test_a_pool_without_room_for_one_sequence_is_refused(
     with pytest.raises(OutOfMemory) as caught:
         size_pool(config(**given), NEED, free_bytes)
     assert words in str(caught.value)
-    assert "the KV cache of one sequence of 160 tokens takes 0.01 GiB" in str(caught.value)
+    assert "the KV cache of one sequence of 160 tokens takes 10.0 MiB" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -93,14 +94,37 @@ def test_plan_counts_requests_before_loading(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     config = json.loads((checkpoint_path() / "config.json").read_text())
     token_bytes = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 2
-    num_blocks = 2**29 // (16 * token_bytes)
     assert f"{token_bytes:,} bytes a token" in shown
-    assert f"{num_blocks // 64:,} at once at 1,024 tokens each" in shown
+    assert "64 at once at 1,024 tokens each" in shown
+    assert cli.main(["plan", "--kv-cache-memory", "0.05", "--context", "1024"]) == 0
+    num_blocks = int(0.05 * 2**30) // (16 * token_bytes)
+    assert f"{num_blocks // 64:,} at once at 1,024 tokens each" in capsys.readouterr().out
+    assert "fits: start it with `distllm serve`" in shown
 
 
 def test_plan_says_what_to_change_when_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--kv-cache-memory", "0.0001"]) == 1
-    assert "does not fit: lower --max-model-len to" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "does not fit: the KV cache of one sequence" in shown
+    assert "lower --max-model-len to 32 or raise --kv-cache-memory" in shown
+    assert "0.00" not in shown
+
+
+def test_plan_names_the_command_that_serves_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a b").symlink_to(checkpoint_path())
+    assert cli.main(["plan", str(tmp_path / "a b")]) == 0
+    assert f"start it with `distllm serve '{tmp_path / 'a b'}'`" in capsys.readouterr().out
+
+
+def test_plan_refuses_an_architecture_that_cannot_be_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint_path(), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "mamba", "num_hidden_layers": 2}))
+    assert cli.main(["plan", str(tmp_path / "m")]) == 1
+    assert "MambaForCausalLM cannot be served" in capsys.readouterr().err
 
 
 def test_serve_refuses_a_pool_too_small_for_one_request_and_names_the_flag() -> None:
