@@ -1,5 +1,7 @@
 # syntax=docker/dockerfile:1
-# docker build -t distllm .        TORCH_INDEX_URL may name PyTorch's index of CPU wheels, which makes a smaller image.
+# docker build -t distllm .
+# The lock pins torch by version; without more said, pip takes the build with CUDA, some gigabytes. For a small image
+# that serves on CPUs, let the build argument TORCH_INDEX_URL name PyTorch's index of CPU wheels.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
@@ -39,6 +41,6 @@ WORKDIR /home/distllm
 VOLUME /models
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as http; http.urlopen('http://127.0.0.1:' + os.environ.get('DISTLLM_PORT', '8000') + '/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open('http://127.0.0.1:' + (os.environ.get('DISTLLM_PORT') or '8000') + '/health/ready', timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["distllm", "serve", "--host", "0.0.0.0"]

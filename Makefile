@@ -5,7 +5,6 @@ KERNELS := $(wildcard engine/kernels/src/*)
 INSTALLED := $(VENV)/.installed
 MODEL ?=
 
-export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: setup serve test check bench wire lock clean
@@ -13,6 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:8000
 	$(VENV)/bin/distllm serve $(MODEL)
 
+test: export HF_HUB_OFFLINE ?= 1
 test: $(INSTALLED)  ## the whole test suite
 	$(PYTHON) -m pytest
 
@@ -31,6 +31,8 @@ wire: $(INSTALLED)  ## score a server's OpenAI wire format: make wire [BASE_URL=
 setup: $(INSTALLED)  ## build .venv from the pinned requirements
 
 $(INSTALLED): requirements.lock pyproject.toml setup.py $(KERNELS)
+	@python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make: python3 must be 3.11 or later, with venv (on Debian: apt install python3-venv)" >&2; exit 1; }
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet -r requirements.lock
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .

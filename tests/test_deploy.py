@@ -215,7 +215,8 @@ def test_the_health_check_follows_readiness(status: int, is_healthy: bool) -> No
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         _, *command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
-        environment = os.environ | {"DISTLLM_PORT": str(server.server_address[1]), "no_proxy": "127.0.0.1"}
+        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        environment = os.environ | {"DISTLLM_PORT": str(server.server_address[1])} | proxy
         run = subprocess.run([sys.executable, *command], env=environment, capture_output=True, timeout=30)
         thread.join()
     assert asked == ["/health/ready"]
