@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from distllm import __version__
 from distllm.clients import Client, InvalidCallError
-from distllm.server.config import InvalidSettings, Section, fields, is_repeatable, load_settings, sections
+from distllm.server.config import InvalidSettings, Section, Settings, fields, is_repeatable, load_settings, sections
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -63,6 +63,7 @@ examples:
 Ctrl-C stops it. DISTLLM_API_KEY holds the key where --api-key is not given.
 """
 
+_PLAN_SECTIONS = ("model", "scheduler", "engine")
 _BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 
 
@@ -118,7 +119,7 @@ def _add_plan(commands: Any) -> None:
         epilog=_PLAN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_settings(plan, {name: sections()[name] for name in ("model", "scheduler", "engine")})
+    _add_settings(plan, {name: sections()[name] for name in _PLAN_SECTIONS})
     plan.add_argument(
         "--context", type=int, metavar="TOKENS", help="count the requests that fit at this many tokens each"
     )
@@ -187,10 +188,10 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description}" + (f" (default: {field.default})" if has_default else "")
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
+def _settings(arguments: argparse.Namespace, used: Sequence[str] = ()) -> Settings:
     flags = {name: value for name, value in vars(arguments).items() if name in fields()}
     config = arguments.config or (os.environ.get("DISTLLM_CONFIG") and Path(os.environ["DISTLLM_CONFIG"]))
-    return load_settings(flags, config or None)
+    return load_settings(flags, config or None, used=used)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -202,7 +203,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from distllm.server.memory_report import print_plan
 
-    return print_plan(_settings(arguments), arguments.context)
+    return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

@@ -163,7 +163,8 @@ def _settings(model: str | None, options: dict[str, Any]) -> Settings:
         if name not in known:
             raise InvalidSettings(f"LLM has no option {name!r}; it has {', '.join(known)}")
     given = {name: value for name, value in options.items() if value is not None}
-    return load_settings({"log_level": "WARNING", **({"model": model} if model else {}), **given}, None)
+    flags = {"log_level": "WARNING", **({"model": model} if model else {}), **given}
+    return load_settings(flags, None, used=_SECTIONS)
 
 
 def _shut_down(thread: LoopThread, engine: EngineClient) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distllm.server.config import InvalidSettings, load_settings
+from distllm.server.config import InvalidSettings, Settings, fields, load_settings
 
 
 def yaml_file(tmp_path: Path, text: str) -> Path:
@@ -30,8 +30,13 @@ def test_flags_win_over_environment_and_environment_over_file(tmp_path: Path) ->
 def test_repeatable_settings_are_lists_in_files_and_comma_separated_in_variables(tmp_path: Path) -> None:
     config = yaml_file(tmp_path, "server: {api_key: [x, y]}")
     assert load_settings({}, config, {}).server.api_key == ("x", "y")
-    assert load_settings({}, None, {"DISTLLM_API_KEY": "x,y"}).server.api_key == ("x", "y")
+    assert load_settings({}, None, {"DISTLLM_API_KEY": "x, y"}).server.api_key == ("x", "y")
     assert load_settings({"api_key": ["x", "y"]}, None, {}).server.api_key == ("x", "y")
+
+
+def test_one_value_of_a_list_may_stand_alone_in_a_file_and_a_section_may_be_empty(tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "server: {api_key: x}\nmodel:\nengine: {}")
+    assert load_settings({}, config, {}).server.api_key == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,8 @@ def test_repeatable_settings_are_lists_in_files_and_comma_separated_in_variables
         ("server: {prt: 1}", "server.prt is unknown; did you mean port?"),
         ("server: 5", "section 'server' must hold settings"),
         ("- 1", "must hold sections"),
-        ("server: {port: [", "cannot be read"),
+        ("server: {port: [", "cannot be read: expected the node content, .* in line 1$"),
+        ("a: b: c", "cannot be read: mapping values are not allowed here in line 1$"),
         ("server: {port: 70000}", "setting server.port: .*65535"),
         ("model: {dtype: int3}", "setting model.dtype: .*'bfloat16'"),
     ],
@@ -51,9 +57,54 @@ def test_an_unusable_file_is_refused_with_the_place(tmp_path: Path, text: str, m
         load_settings({}, yaml_file(tmp_path, text), {})
 
 
-def test_an_unknown_variable_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(InvalidSettings, match="DISTLLM_PROT is unknown; did you mean DISTLLM_PORT"):
-        load_settings({}, None, {"DISTLLM_PROT": "1", "PATH": "ignored"})
+def test_an_unknown_variable_is_ignored_and_warned_of_where_it_resembles_a_setting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    others = {"DISTLLM_SERVICE_HOST": "10.0.0.1", "DISTLLM_PORT_8000_TCP": "tcp://10.0.0.1:8000", "PATH": "/bin"}
+    given = load_settings({}, None, {"DISTLLM_PROT": "1", **others})
+    assert given.model_dump() == Settings().model_dump()
+    assert caplog.messages == ["ignored DISTLLM_PROT; did you mean DISTLLM_PORT?"]
+
+
+def test_an_empty_variable_is_none() -> None:
+    empty = {f"DISTLLM_{name.upper()}": "" for name in fields()}
+    assert load_settings({}, None, empty).model_dump() == Settings().model_dump()
+
+
+def test_a_port_that_kubernetes_set_is_explained_unless_a_flag_gives_another() -> None:
+    kubernetes = {"DISTLLM_PORT": "tcp://10.0.0.1:8000"}
+    with pytest.raises(InvalidSettings, match="Kubernetes sets it for a service named distllm: give --port"):
+        load_settings({}, None, kubernetes)
+    assert load_settings({"port": 9000}, None, kubernetes).server.port == 9000
+
+
+def test_variables_of_sections_that_are_not_used_are_not_looked_at() -> None:
+    environment = {"DISTLLM_PORT": "tcp://10.0.0.1:8000", "DISTLLM_MAX_NUM_SEQS": "3"}
+    settings = load_settings({}, None, environment, used=("scheduler",))
+    assert (settings.server.port, settings.scheduler.max_num_seqs) == (8000, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"port": "x"}, "setting server.port: must be a whole number, not 'x'"),
+        ({"max_num_seqs": 0}, "setting scheduler.max_num_seqs: must be at least 1, not 0"),
+        ({"kv_cache_memory": "inf"}, "setting engine.kv_cache_memory: must be a finite number, not 'inf'"),
+        ({"max_body_mb": 0}, "setting server.max_body_mb: must be above 0.0, not 0"),
+        ({"prefix_caching": "maybe"}, "setting scheduler.prefix_caching: must be true or false, not 'maybe'"),
+        ({"served_model_name": [""]}, "setting server.served_model_name: must not be empty"),
+        ({"host": ""}, "setting server.host: must not be empty"),
+        ({"api_key": [12345]}, "setting server.api_key: must be text; in YAML, write it in quotes"),
+        (
+            {"api_key": ["schlüssel"]},
+            "setting server.api_key: must be of printable ASCII characters other than spaces",
+        ),
+    ],
+)
+def test_a_wrong_value_is_said_in_plain_words_and_a_key_never_shown(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(flags, None, {})
+    assert str(caught.value) == words
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
