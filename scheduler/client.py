@@ -316,7 +316,8 @@ class EngineClient:
         return True
 
     def _fail(self, reason: str) -> None:
+        if self._state != "starting":  # else `wait_ready` raises it
+            logger.error("%s", reason)
         self._state, self._failure = "failed", reason
-        logger.error("%s", reason)
         self.fail_live(reason)
         self._settled.set()

@@ -32,7 +32,10 @@ def main(fd: int, build: BuildExecutor) -> None:
     """Serve the front end at the other end of `fd` with the executor that `build` makes."""
     _leave_signals_to_the_front_end()
     channel: BlockingChannel[ToEngine] = BlockingChannel(socket.socket(fileno=fd), ToEngine)
-    start = channel.receive()
+    try:
+        start = channel.receive()
+    except ChannelClosed:  # the front end has gone before this process was up
+        return
     if not isinstance(start, StartEngine):
         raise TypeError(f"the first message must be StartEngine, not {type(start).__name__}")
     logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

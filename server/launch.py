@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 import time
@@ -157,8 +156,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
+        reason, _, _ = (getattr(error, "strerror", None) or str(error)).partition(" (while attempting to bind")
         raise CannotServe(f"cannot listen on {host}:{port}: {reason}; see --host and --port") from None
 
 

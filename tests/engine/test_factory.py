@@ -115,6 +115,15 @@ def test_a_layer_that_looks_at_the_batch_is_warned_about(
     assert "tokens may differ by rounding with what else is in a batch" in caplog.text
 
 
+@pytest.mark.parametrize(("kind", "is_said"), [("phi3-longrope", True), ("phi3", False)])
+def test_a_scaling_that_depends_on_the_length_is_said_to_be_fixed(
+    checkpoint: Checkpoints, config: EngineConfig, caplog: pytest.LogCaptureFixture, kind: str, is_said: bool
+) -> None:
+    with caplog.at_level(logging.INFO, "distllm.engine"):
+        build(replace(config, model=str(checkpoint(kind))))
+    assert ("is fixed to that of 128 tokens" in caplog.text) is is_said
+
+
 def test_a_pool_that_is_too_small_is_refused_by_the_flags_name(config: EngineConfig) -> None:
     with pytest.raises(OutOfMemory, match=r"--max-model-len .* --kv-cache-memory"):
         build(replace(config, kv_cache_bytes=1000))

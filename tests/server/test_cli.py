@@ -127,10 +127,20 @@ def test_plan_refuses_an_architecture_that_cannot_be_served(
     assert "MambaForCausalLM cannot be served" in capsys.readouterr().err
 
 
-def test_serve_refuses_a_pool_too_small_for_one_request_and_names_the_flag() -> None:
+def test_serve_refuses_a_pool_too_small_for_one_request_once_and_names_the_flag() -> None:
     ended = run("serve", "--port", "0", "--kv-cache-memory", "0.0001")
     assert ended.returncode == 1
     assert "raise --kv-cache-memory" in ended.stderr.splitlines()[-1]
+    assert ended.stderr.count("raise --kv-cache-memory") == 1
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a" * 70])
+def test_a_host_that_is_none_is_one_line_and_status_1(host: str) -> None:
+    ended = run("serve", "--port", "0", "--host", host)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"distllm: cannot listen on {host}:0: ")
+    assert ended.stderr.endswith("; see --host and --port\n")
+    assert "Unknown error" not in ended.stderr
 
 
 @pytest.mark.parametrize("command", [("chat",), ("complete", "x")])
