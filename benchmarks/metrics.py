@@ -49,6 +49,7 @@ class Goals:
 class Distribution:
     """Milliseconds. `percentiles` maps 25 to the 25th and so on, interpolated linearly. Zeros without samples."""
 
+    num_samples: int
     mean: float
     median: float
     std: float
@@ -57,10 +58,12 @@ class Distribution:
     @classmethod
     def of_seconds(cls, seconds: Iterable[float]) -> "Distribution":
         samples = np.fromiter(seconds, dtype=np.float64) * 1000
-        if samples.size == 0:
+        num_samples = samples.size
+        if num_samples == 0:
             samples = np.zeros(1)
         points = np.percentile(samples, PERCENTILES)
         return cls(
+            num_samples=num_samples,
             mean=float(samples.mean()),
             median=float(np.median(samples)),
             std=float(samples.std()),

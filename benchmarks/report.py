@@ -96,7 +96,8 @@ def _distribution_lines(name: str, distribution: Distribution, percentiles: Sequ
     rows = [("Mean", distribution.mean), ("Median", distribution.median)]
     rows += [(f"P{percentile:g}", distribution.percentiles[percentile]) for percentile in percentiles]
     for label, milliseconds in rows:
-        yield f"{f'{label} {name} (ms):':<{_LABEL_WIDTH}} {milliseconds:<10.2f}"
+        value = f"{milliseconds:<10.2f}" if distribution.num_samples else "n/a"
+        yield f"{f'{label} {name} (ms):':<{_LABEL_WIDTH}} {value}"
 
 
 def _chunks_per_second(result: LoadResult) -> tuple[Any, Any]:

@@ -35,17 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         goals = Goals.parse(options.goodput)
+        _check_counts(options)
+        files = _files_to_save(options.save)
         prompts = _prompts(options)
         target = _target(options)
         rng = np.random.default_rng([options.seed, 1])
         arrivals_s = arrival_times_s(len(prompts), options.request_rate, options.burstiness, rng)
-    except (ValueError, ClientError) as error:
+    except (ValueError, ClientError, OSError) as error:
         parser.error(str(error))
     result = asyncio.run(_warm_up_and_run(target, prompts, arrivals_s, options))
     summary = summarize(result, goals)
     print(format_summary(summary, options.percentiles, options.request_rate))
-    if options.save:
-        _save(options, summary, result)
+    if files is not None:
+        _save(files, options, summary, result)
     return 0 if summary.num_failed == 0 else 1
 
 
@@ -101,11 +103,29 @@ def _target(options: argparse.Namespace) -> Target:
         )
 
 
-def _save(options: argparse.Namespace, summary: Summary, result: LoadResult) -> None:
+def _check_counts(options: argparse.Namespace) -> None:
+    if options.max_concurrency is not None and options.max_concurrency < 1:
+        raise ValueError("--max-concurrency must be at least 1; leave it out for no limit")
+    if options.num_warmups < 0:
+        raise ValueError("--num-warmups must be at least 0")
+
+
+def _files_to_save(base: Path | None) -> tuple[Path, Path] | None:
+    """FILE.json and FILE.png, found out to be writable before anything is measured. Raises OSError."""
+    if base is None:
+        return None
+    stem = base.with_suffix("") if base.suffix in (".json", ".png") else base
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")
+    for file in files:
+        file.open("ab").close()
+    return files
+
+
+def _save(files: tuple[Path, Path], options: argparse.Namespace, summary: Summary, result: LoadResult) -> None:
     settings = {name: value for name, value in vars(options).items() if name not in ("api_key", "save")}
-    file = options.save.with_suffix(".json")
+    file, plot = files
     save_json(file, {name: _plain(value) for name, value in settings.items()}, summary, result)
-    plot = options.save.with_suffix(".png")
     save_plot(plot, f"{options.num_prompts} requests at {options.request_rate:g} a second", result)
     print(f"saved {file} and {plot}")
 

@@ -49,6 +49,38 @@ def test_an_infinite_rate_is_saved_as_json_can_hold_it(stub: "StubServer", tmp_p
     assert saved["settings"]["request_rate"] == "inf"
 
 
+def test_a_name_with_dots_is_saved_under_its_whole_name(stub: "StubServer", tmp_path: Path) -> None:
+    for name in ("qwen2.5-rate1.5", "other.json"):
+        main(["--base-url", stub.url, "--num-prompts", "1", "--save", str(tmp_path / name)])
+    saved = {"qwen2.5-rate1.5.json", "qwen2.5-rate1.5.png", "other.json", "other.png"}
+    assert {path.name for path in tmp_path.iterdir()} == saved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--save", "/dev/null/run"], "/dev/null"),
+        (["--max-concurrency", "0"], "--max-concurrency must be at least 1"),
+        (["--num-warmups", "-1"], "--num-warmups must be at least 0"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_sent(
+    stub: "StubServer", capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--base-url", stub.url, *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    assert stub.bodies == []
+
+
+def test_figures_of_no_answer_are_not_available(stub: "StubServer", capsys: pytest.CaptureFixture[str]) -> None:
+    stub.failing = {0: "refuse"}
+    assert main(["--base-url", stub.url, "--num-prompts", "1", "--num-warmups", "0"]) == 1
+    printed = capsys.readouterr().out
+    assert "P99 TTFT (ms):                           n/a" in printed
+
+
 def test_failures_are_counted_and_shown(stub: "StubServer", capsys: pytest.CaptureFixture[str]) -> None:
     stub.failing = {1: "refuse", 2: "cut", 3: "error"}
     arguments = ["--num-prompts", "5", "--num-warmups", "0", "--max-concurrency", "1", "--output-len", "2"]
