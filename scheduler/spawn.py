@@ -26,8 +26,20 @@ class EngineProcess:
     async def spawn(cls, start: StartEngine, command: Sequence[str] = ENGINE_COMMAND) -> "EngineProcess":
         """Start `command` with the number of its socket added.
 
-        It names a module, so that a caller's script needs no `__main__` guard.
+        It names a module, so that a caller's script needs no `__main__` guard. A start that is cancelled leaves no
+        process behind.
         """
+        starting = asyncio.ensure_future(cls._start(start, command))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            engine = await starting
+            engine.kill()
+            await engine.describe_end()
+            raise
+
+    @classmethod
+    async def _start(cls, start: StartEngine, command: Sequence[str]) -> "EngineProcess":
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
