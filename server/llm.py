@@ -13,9 +13,10 @@ from typing import Any, Self, cast
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.engine.sampling_params import SamplingParams
-from distllm.scheduler.client import EngineClient
+from distllm.scheduler.client import EngineClient, EngineUnavailable
 from distllm.server.batch_bar import BatchBar
 from distllm.server.config import InvalidSettings, Settings, fields, load_settings
+from distllm.server.errors import InvalidRequest
 from distllm.server.generation_plan import Limits
 from distllm.server.launch import find_checkpoint, load_text_side, start_message
 from distllm.server.loading_bar import LoadingBar
@@ -114,9 +115,12 @@ class LLM:
 
         `sampling_params` are for all prompts or one for each; None is `default_params` with 16 tokens. `n`
         sequences are sampled for each prompt; their text ends before any of up to 4 `stop` strings. Raises
-        InvalidRequest, naming the prompt, before anything runs.
+        InvalidRequest, naming the prompt, before anything runs, and EngineUnavailable after `close`.
         """
-        if isinstance(prompts, list) and not prompts:
+        self._check_open()
+        if not isinstance(prompts, str | list):
+            raise InvalidRequest("prompts must be a text, texts, token ids or lists of token ids", "prompts")
+        if not prompts and isinstance(prompts, list):
             return []
         if sampling_params is None:
             max_tokens = self._defaults.max_new_tokens or DEFAULT_MAX_TOKENS
@@ -139,6 +143,9 @@ class LLM:
         As `generate` otherwise; without parameters an answer runs to its own end. Raises NoChatTemplate for a model
         that has none.
         """
+        self._check_open()
+        if not isinstance(messages, list):
+            raise InvalidRequest("messages must be a list of messages, or a list of conversations", "messages")
         if not messages:
             return []
         conversations = cast(list[list[Message]], messages if isinstance(messages[0], list) else [messages])
@@ -146,10 +153,14 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         return self._run(encoded, params, n, stop, use_tqdm)
 
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise EngineUnavailable("this LLM has been closed")
+
     def _run(
         self, prompts: list[EncodedPrompt], params: Params, n: int, stop: str | Sequence[str], use_tqdm: bool
     ) -> list[PromptResult]:
-        stops = parse_stop(stop if isinstance(stop, str) else list(stop))
+        stops = parse_stop(list(stop) if isinstance(stop, tuple) else stop)
         eos_token_ids = self._defaults.eos_token_ids
         plans = plan_batch(prompts, params, eos_token_ids, Limits.of(self._engine.info), n, stops)
         with BatchBar(len(plans), use_tqdm) as bar:

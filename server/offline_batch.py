@@ -46,11 +46,12 @@ async def encode_conversations(
     """Raises InvalidRequest for a wrong message, naming the conversation, or NoChatTemplate."""
     encoded = []
     for number, conversation in enumerate(conversations):
-        field = f"messages[{number}]"
+        field = f"conversations[{number}]" if len(conversations) > 1 else "messages"
         try:
             messages = [message.for_template() for message in parse_messages(conversation)]
         except InvalidRequest as error:
-            raise InvalidRequest(f"{field}: {error}", field, error.code) from None
+            place = f"{field}: " if len(conversations) > 1 else ""
+            raise InvalidRequest(f"{place}{error}", field, error.code) from None
         token_ids = await tokenizer.encode_chat(messages, variables=template_variables)
         encoded.append(EncodedPrompt(token_ids, None, field))
     return encoded
@@ -65,9 +66,9 @@ def plan_batch(
     stop: tuple[str, ...],
 ) -> list[GenerationPlan]:
     """A plan for each prompt. `params` are for all or one for each. Raises InvalidRequest before anything runs."""
-    if n < 1:
-        raise InvalidRequest("n must be at least 1", "n")
-    each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if type(n) is not int or n < 1:
+        raise InvalidRequest(f"n must be a whole number of at least 1, not {n!r}", "n")
+    each = _each_params(params, len(prompts))
     if len(each) != len(prompts):
         raise InvalidRequest(
             f"sampling_params holds {len(each)} values for {len(prompts)} prompts; give one for each, or just one",
@@ -80,6 +81,14 @@ def plan_batch(
         planned = limits.plan_prompt(prompt.token_ids, prompt.text, resolved, prompt.field, "max_tokens")
         plans.append(GenerationPlan(prompts=(planned,), n=n, num_sampled=n, seed=asked.seed, stop=stop))
     return plans
+
+
+def _each_params(params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    if not isinstance(params, list | tuple) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest("sampling_params must be a SamplingParams, or a list of them", "sampling_params")
+    return list(params)
 
 
 async def run_batch(

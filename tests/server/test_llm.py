@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -13,6 +13,7 @@ from distllm import LLM, SamplingParams
 from distllm.scheduler.client import EngineUnavailable
 from distllm.server.config import InvalidSettings
 from distllm.server.errors import InvalidRequest
+from distllm.server.slow_tokenizer import TokenizerError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -74,6 +75,27 @@ def test_a_wrong_prompt_is_refused_and_the_engine_goes_on(llm: LLM) -> None:
     assert llm.generate("The fox", GREEDY, use_tqdm=False)[0].text
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda llm: llm.generate(None), "prompts must be a text, texts, token ids or lists of token ids"),
+        (lambda llm: llm.generate("A", {"max_tokens": 3}), "sampling_params must be a SamplingParams, or a list"),
+        (lambda llm: llm.generate("A", ["x"]), "sampling_params must be a SamplingParams, or a list"),
+        (lambda llm: llm.generate("A", n="x"), "n must be a whole number of at least 1, not 'x'"),
+        (lambda llm: llm.generate("A", stop=5), "stop must be a string or a list of strings"),
+        (lambda llm: llm.chat(None), "messages must be a list of messages, or a list of conversations"),
+        (lambda llm: llm.chat([{"role": "pet", "content": "A"}]), r"messages\[0\]\W+role"),
+        (lambda llm: llm.chat([[{"role": "user", "content": "A"}], []]), r"conversations\[1\]: messages must hold"),
+    ],
+)
+def test_a_call_with_the_wrong_kinds_of_values_is_refused_in_one_line(
+    llm: LLM, call: Callable[[LLM], object], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{words}") as caught:
+        call(llm)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_bar_shows_prompts_and_tokens_a_second(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.generate(["The fox"] * 3, GREEDY)
     shown = capsys.readouterr().err
@@ -91,6 +113,11 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
         LLM(tensor_parallel=2)
 
 
+def test_a_chat_template_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"the chat template /no/such\.jinja cannot be read"):
+        LLM(chat_template="/no/such.jinja")
+
+
 def test_a_model_that_cannot_be_loaded_leaves_no_process_behind() -> None:
     with pytest.raises(EngineUnavailable):
         LLM(kv_cache_memory=1e-9)
@@ -102,6 +129,8 @@ def test_closing_twice_is_harmless_and_ends_the_engine() -> None:
     num_before = engines_of(os.getpid())
     llm.close()
     llm.close()
+    with pytest.raises(EngineUnavailable, match="this LLM has been closed"):
+        llm.generate("A")
     assert engines_of(os.getpid()) == num_before - 1
 
 

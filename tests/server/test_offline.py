@@ -161,7 +161,7 @@ def test_as_many_parameters_as_prompts_are_needed() -> None:
     prompts = [EncodedPrompt([1], None, "prompts[0]"), EncodedPrompt([2], None, "prompts[1]")]
     with pytest.raises(InvalidRequest, match="3 values for 2 prompts"):
         plans_of(prompts, [GREEDY] * 3)
-    with pytest.raises(InvalidRequest, match="n must be at least 1"):
+    with pytest.raises(InvalidRequest, match="n must be a whole number of at least 1"):
         plans_of(prompts, n=0)
 
 
@@ -178,5 +178,5 @@ async def test_conversations_become_prompts_by_the_chat_template(byte_level: Tok
 
 async def test_a_wrong_message_is_refused_with_its_place(byte_level: Tokenizer) -> None:
     sound = [{"role": "user", "content": "hello"}]
-    with pytest.raises(InvalidRequest, match=r"messages\[1\].*content is required"):
+    with pytest.raises(InvalidRequest, match=r"^conversations\[1\]: messages\[0\].*content"):
         await encode_conversations(byte_level, [sound, [{"role": "user"}]], {})
