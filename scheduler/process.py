@@ -14,8 +14,10 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
+from distllm.engine.pool_size import OutOfMemory
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
 from distllm.scheduler.loop import EngineLoop
 from distllm.scheduler.messages import Loading, Ready, StartEngine, StartFailed, ToEngine
@@ -63,8 +65,16 @@ def _load(start: StartEngine, build: BuildExecutor, channel: BlockingChannel[ToE
         os._exit(0)
     except Exception as error:
         logger.debug("the model could not be loaded", exc_info=True)
-        channel.send(StartFailed(f"{error}" or type(error).__name__))
+        channel.send(StartFailed(_reason(error)))
         return None
+
+
+def _reason(error: Exception) -> str:
+    """One line: an error made for the operator as it is, any other with its kind and where to find the rest."""
+    if isinstance(error, CheckpointError | OutOfMemory | ValueError):
+        return str(error)
+    first = (str(error).strip() or "no reason given").splitlines()[0]
+    return f"the model cannot be loaded: {type(error).__name__}: {first}; --log-level DEBUG shows where"
 
 
 def _receive_forever(channel: BlockingChannel[ToEngine], inbox: "SimpleQueue[ToEngine]") -> None:
