@@ -18,6 +18,12 @@ from distllm.server.errors import InvalidRequest
 
 Message = dict[str, str]
 
+RESERVED_NAMES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template",
+     "conversations", "return_assistant_tokens_mask", "self")
+)  # fmt: skip
+"""Names that a template's variables cannot have: the renderer's own, and what it passes to templates itself."""
+
 
 class NoChatTemplate(InvalidRequest):
     """The checkpoint has no chat template, so a conversation cannot become a prompt."""
@@ -46,7 +52,11 @@ class ChatTemplate:
         continue_final_message: bool,
         variables: Mapping[str, Any],
     ) -> str:
-        """The prompt string. Raises InvalidRequest with the template's own words when it refuses."""
+        """The prompt string. Raises InvalidRequest with the template's own words when it refuses, or naming a
+        variable that is not the client's to set."""
+        if reserved := RESERVED_NAMES.intersection(variables):
+            name = min(reserved)
+            raise InvalidRequest(f"chat_template_kwargs must not set {name}", f"chat_template_kwargs.{name}")
         with self.refusals():
             rendered, _ = render_jinja_template(
                 [self.prepare(messages)],

@@ -34,11 +34,11 @@ class Tokenizer:
         self._special_ids = frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
-        self._guard = ControlTokenGuard(tokenizer)
         self._bytes: dict[int, bytes] = {}
-        self._template = (
-            ChatTemplate(chat_template, tokenizer.special_tokens_map) if chat_template is not None else None
-        )
+        self._template = self._guard = None
+        if chat_template is not None:
+            self._template = ChatTemplate(chat_template, tokenizer.special_tokens_map)
+            self._guard = ControlTokenGuard(tokenizer, self._template)
 
     @classmethod
     def load(cls, directory: Path, chat_template: str | None = None) -> "Tokenizer":
@@ -80,17 +80,10 @@ class Tokenizer:
 
         Raises NoChatTemplate or InvalidRequest.
         """
-        if self._template is None:
-            raise NoChatTemplate
         encode = partial(
-            self._encode_chat,
-            self._template,
-            messages,
-            add_generation_prompt,
-            continue_final_message,
-            variables or {},
+            self._encode_chat, messages, add_generation_prompt, continue_final_message, variables or {}
         )
-        if sum(len(message["content"]) for message in messages) <= _INLINE_CHARACTERS:
+        if _is_short([messages, variables]):
             return encode()
         return await asyncio.to_thread(encode)
 
@@ -131,13 +124,28 @@ class Tokenizer:
 
     def _encode_chat(
         self,
-        template: ChatTemplate,
         messages: list[Message],
         add_generation_prompt: bool,
         continue_final_message: bool,
         variables: Mapping[str, Any],
     ) -> list[int]:
-        if self._guard.is_needed(messages):
-            return self._guard.encode(template, messages, add_generation_prompt, continue_final_message, variables)
-        prompt = template.render(messages, add_generation_prompt, continue_final_message, variables)
-        return self._encode_long(prompt, add_special_tokens=False)
+        if self._template is None or self._guard is None:
+            raise NoChatTemplate
+        conversation = (messages, add_generation_prompt, continue_final_message, variables)
+        if self._guard.is_needed([messages, variables]):
+            return self._guard.encode(*conversation)
+        return self._encode_long(self._template.render(*conversation), add_special_tokens=False)
+
+
+def _is_short(values: Any) -> bool:
+    """Whether all strings within lists and dicts have at most _INLINE_CHARACTERS together, and are as few."""
+    room = _INLINE_CHARACTERS
+    pending = [values]
+    while pending:
+        value = pending.pop()
+        room -= 1 + len(value) if isinstance(value, str | list | dict) else 1
+        if room < 0:
+            return False
+        if isinstance(value, list | dict):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return True

@@ -9,10 +9,6 @@ from distllm.server.protocol.sampling import Int64, SamplingFields
 from distllm.server.protocol.validation import RequestModel, Unsupported, validate
 
 Role = Literal["system", "developer", "user", "assistant"]
-RESERVED_TEMPLATE_NAMES = frozenset(
-    ("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-     "conversation", "tokenize", "return_dict", "sanitize_control_tokens")
-)  # fmt: skip
 
 
 def parse_content(value: Any) -> str | None:
@@ -69,9 +65,6 @@ class ChatPrompt(RequestModel):
             raise InvalidRequest(
                 "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
             )
-        if reserved := RESERVED_TEMPLATE_NAMES.intersection(self.chat_template_kwargs or ()):
-            name = min(reserved)
-            raise InvalidRequest(f"chat_template_kwargs must not set {name}", f"chat_template_kwargs.{name}")
 
 
 class ChatCompletionRequest(SamplingFields, ChatPrompt):
