@@ -59,9 +59,13 @@ class Limits:
             )
 
     def plan_prompt(
-        self, token_ids: list[int], text: str | None, params: SamplingParams, field: str, max_field: str
+        self, token_ids: list[int], text: str | None, params: SamplingParams, field: str, max_field: str | None
     ) -> PromptPlan:
-        """Resolve max_tokens for a prompt. Raises InvalidRequest or ContextLengthExceeded."""
+        """Resolve max_tokens for a prompt. Raises InvalidRequest or ContextLengthExceeded.
+
+        `field` names the prompt, `max_field` what set max_tokens; None stands for a default, which yields to the
+        room that the prompt leaves.
+        """
         self.check_token_ids(token_ids, field)
         room = self.max_model_len - len(token_ids)
         asked = params.max_tokens
@@ -71,14 +75,14 @@ class Limits:
                 f"{len(token_ids)} tokens. Please shorten it.",
                 field,
             )
-        if asked is not None and asked > room:
+        if max_field is not None and asked is not None and asked > room:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
                 f"{len(token_ids) + asked} tokens ({len(token_ids)} in the prompt, {asked} in the completion). "
                 f"Please shorten the prompt or lower {max_field} to {room}.",
                 max_field,
             )
-        resolved = params if asked is not None else replace(params, max_tokens=room)
+        resolved = params if asked is not None and asked <= room else replace(params, max_tokens=room)
         return PromptPlan(token_ids=token_ids, text=text, params=resolved)
 
     def check_params(self, params: SamplingParams) -> None:

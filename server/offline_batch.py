@@ -63,8 +63,12 @@ def plan_batch(
     limits: Limits,
     n: int,
     stop: tuple[str, ...],
+    are_defaults: bool = False,
 ) -> list[GenerationPlan]:
-    """A plan for each prompt. `params` are for all or one for each. Raises InvalidRequest before anything runs."""
+    """A plan for each prompt. `params` are for all or one for each. Raises InvalidRequest before anything runs.
+
+    `are_defaults` says that nobody chose the parameters: then max_tokens yields to the room that a prompt leaves.
+    """
     if n < 1:
         raise InvalidRequest("n must be at least 1", "n")
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
@@ -73,11 +77,12 @@ def plan_batch(
             f"sampling_params holds {len(each)} values for {len(prompts)} prompts; give one for each, or just one",
             "sampling_params",
         )
+    max_field = None if are_defaults else "max_tokens"
     plans = []
     for prompt, asked in zip(prompts, each, strict=True):
         resolved = _with_ends(asked, eos_token_ids)
         limits.check_params(resolved)
-        planned = limits.plan_prompt(prompt.token_ids, prompt.text, resolved, prompt.field, "max_tokens")
+        planned = limits.plan_prompt(prompt.token_ids, prompt.text, resolved, prompt.field, max_field)
         plans.append(GenerationPlan(prompts=(planned,), n=n, num_sampled=n, seed=asked.seed, stop=stop))
     return plans
 

@@ -42,6 +42,7 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
     check_num_choices(1, n, service.settings.max_choices)
     limits = service.limits
     max_tokens = asked.asked_max_tokens
+    max_field = None if max_tokens is None else asked.max_tokens_field
     params = asked.sampling_params(
         service.defaults,
         max_tokens=service.defaults.max_tokens if max_tokens is None else max_tokens,
@@ -50,7 +51,7 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
     limits.check_params(params)
     token_ids = await service.encode_chat(asked)
     return GenerationPlan(
-        prompts=(limits.plan_prompt(token_ids, None, params, "messages", asked.max_tokens_field),),
+        prompts=(limits.plan_prompt(token_ids, None, params, "messages", max_field),),
         n=n,
         num_sampled=n,
         seed=asked.seed,

@@ -56,12 +56,11 @@ async def plan_completion(service: Service, asked: CompletionRequest) -> Generat
 
 async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limits) -> tuple[PromptPlan, ...]:
     is_ranked = asked.num_sampled > (asked.n or 1)
-    max_tokens = asked.max_tokens
-    if max_tokens is None and service.defaults.max_tokens is not None:
-        max_tokens = service.defaults.max_tokens
+    default = DEFAULT_MAX_TOKENS if service.defaults.max_tokens is None else service.defaults.max_tokens
+    max_field = None if asked.max_tokens is None else "max_tokens"
     params = asked.sampling_params(
         service.defaults,
-        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        max_tokens=default if asked.max_tokens is None else asked.max_tokens,
         logprobs=0 if asked.logprobs is None and is_ranked else asked.logprobs,
         prompt_logprobs=asked.logprobs if asked.echo else None,
     )
@@ -71,5 +70,5 @@ async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limi
         field = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
         text = prompt if isinstance(prompt, str) else None
         token_ids = await service.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        plans.append(limits.plan_prompt(token_ids, text, params, field, "max_tokens"))
+        plans.append(limits.plan_prompt(token_ids, text, params, field, max_field))
     return tuple(plans)

@@ -7,7 +7,9 @@ import httpx
 import pytest
 
 from distllm.engine.sampling_params import SamplingParams
+from distllm.server.app import create_app
 from distllm.server.protocol.completions import CompletionRequest
+from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine, fake_logprob
 from tests.server.sse import payloads
@@ -48,6 +50,26 @@ async def test_an_answer_has_openai_s_fields(client: httpx.AsyncClient) -> None:
 
 async def test_sixteen_tokens_are_the_default(client: httpx.AsyncClient) -> None:
     assert (await complete(client))["usage"]["completion_tokens"] == 16
+
+
+async def test_the_default_length_yields_to_the_room_that_a_prompt_leaves(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    room = 5
+    answer = await complete(client, prompt=[7] * (engine.info.max_model_len - room))
+    assert answer["usage"]["completion_tokens"] == room
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_checkpoint_s_default_length_yields_to_the_context(
+    engine: FakeEngine, byte_level: Tokenizer, path: str
+) -> None:
+    app = create_app(engine, byte_level, FrontEndSettings(model_names=("tiny",)), SamplingDefaults(max_tokens=2048))
+    field = {"prompt": "fox"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "fox"}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        response = await client.post(path, json={"model": "tiny", **field})
+    assert response.json()["usage"]["total_tokens"] == engine.info.max_model_len
 
 
 async def test_the_four_prompt_forms_give_the_same_text(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:

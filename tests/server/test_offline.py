@@ -157,6 +157,14 @@ def test_an_invalid_prompt_is_refused_by_name_before_anything_runs() -> None:
         plans_of([sound, EncodedPrompt([1] * 65, None, "prompts[1]")])
 
 
+def test_a_default_length_yields_to_the_room_where_a_chosen_one_is_refused() -> None:
+    prompts, limits = [EncodedPrompt([1] * 60, None, "prompts[0]")], Limits(max_model_len=64, vocab_size=600)
+    (plan,) = plan_batch(prompts, GREEDY, (0,), limits, 1, (), are_defaults=True)
+    assert plan.prompts[0].params.max_tokens == 4
+    with pytest.raises(ContextLengthExceeded, match="max_tokens to 4"):
+        plan_batch(prompts, GREEDY, (0,), limits, 1, ())
+
+
 def test_as_many_parameters_as_prompts_are_needed() -> None:
     prompts = [EncodedPrompt([1], None, "prompts[0]"), EncodedPrompt([2], None, "prompts[1]")]
     with pytest.raises(InvalidRequest, match="3 values for 2 prompts"):
