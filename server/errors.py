@@ -55,6 +55,34 @@ class UnsupportedMediaType(Exception):
         super().__init__(f"Content-Type must be application/json in UTF-8, not {content_type!r}")
 
 
+class MalformedHttp(Exception):
+    """What came is not an HTTP request."""
+
+    def __init__(self) -> None:
+        super().__init__("this is not a valid HTTP request")
+
+
+class HeadTooLarge(Exception):
+    """The request line and headers are longer than this server reads."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request's headers are longer than {limit} bytes, the most this server reads")
+
+
+class RequestTimeout(Exception):
+    """The request did not come whole in time."""
+
+    def __init__(self) -> None:
+        super().__init__("the request did not come whole in time")
+
+
+class TooManyConnections(Exception):
+    """Every connection that this server holds is busy."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has as many open connections as it holds, all of them busy; try again later")
+
+
 class InvalidApiKey(Exception):
     """The request carries no key, or one that is not accepted."""
 
@@ -98,11 +126,15 @@ INVALID = "invalid_request_error"
 ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     InvalidRequest: ErrorKind(400, INVALID, None),
     InvalidParameter: ErrorKind(400, INVALID, "invalid_value"),
+    MalformedHttp: ErrorKind(400, INVALID, "malformed_http"),
     InvalidApiKey: ErrorKind(401, INVALID, "invalid_api_key"),
     ModelNotFound: ErrorKind(404, INVALID, "model_not_found"),
+    RequestTimeout: ErrorKind(408, INVALID, "request_timeout"),
     BodyTooLarge: ErrorKind(413, INVALID, "request_too_large"),
     UnsupportedMediaType: ErrorKind(415, INVALID, "unsupported_media_type"),
+    HeadTooLarge: ErrorKind(431, INVALID, "headers_too_large"),
     QueueFull: ErrorKind(429, "rate_limit_error", "rate_limit_exceeded"),
+    TooManyConnections: ErrorKind(503, "service_unavailable_error", "too_many_connections"),
     EngineDraining: ErrorKind(503, "service_unavailable_error", "draining"),
     EngineUnavailable: ErrorKind(503, "service_unavailable_error", "engine_unavailable"),
     GenerationFailed: ErrorKind(500, "server_error", "generation_failed"),
@@ -161,7 +193,7 @@ def _headers(error: Exception) -> dict[str, str]:
     match error:
         case QueueFull(retry_after_s=seconds):
             return {"Retry-After": str(max(1, round(seconds)))}
-        case EngineDraining() | EngineUnavailable():
+        case EngineDraining() | EngineUnavailable() | TooManyConnections():
             return {"Retry-After": str(round(RETRY_UNAVAILABLE_S))}
         case InvalidApiKey():
             return {"WWW-Authenticate": "Bearer"}

@@ -9,7 +9,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 
 from distllm.engine.checkpoint import CheckpointError
@@ -22,7 +21,9 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.server.app import create_app
 from distllm.server.config import Settings
+from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
+from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
@@ -30,6 +31,8 @@ from distllm.server.tokenizer import Tokenizer
 
 logger = logging.getLogger("distllm.server")
 
+_CONNECTIONS_A_DESCRIPTOR = 0.75
+"""The rest of the file descriptors is for everything else."""
 EMBEDDED_MODEL_NAME = "distllm-embedded"
 
 
@@ -85,12 +88,15 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
 async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:
     """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
     started_s = time.monotonic()
+    asyncio.get_running_loop().set_exception_handler(QuietAccept())
+    max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
     engine = EngineClient(start_message(settings, checkpoint), bar)
     await engine.start()
     try:
         app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
-        http = DrainingServer(_uvicorn_config(app), engine, settings.server.drain_s)
+        config = http_config(app, ConnectionSettings(max_connections=max_connections))
+        http = DrainingServer(config, engine, settings.server.drain_s)
         serving = asyncio.create_task(http.serve([listener]), name="http")
         ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,10 +152,6 @@ def _read_template(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CannotServe(f"--chat-template {path} cannot be read: {error}") from None
-
-
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=5)
 
 
 def _listen(host: str, port: int) -> socket.socket:
