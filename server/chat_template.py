@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from distllm.server.errors import InvalidRequest
+from distllm.server.errors import InvalidRequest, shown
 
 Message = dict[str, str]
 
@@ -74,7 +74,9 @@ class ChatTemplate:
             yield
         except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", "messages", "chat_template_error"
+                f"the model's chat template refuses these messages: {shown(str(error), 500)}",
+                "messages",
+                "chat_template_error",
             ) from None
 
     def prepare(self, messages: list[Message]) -> list[Message]:

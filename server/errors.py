@@ -14,6 +14,14 @@ from distllm.engine.sampling_params import InvalidParameter
 from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
 
 RETRY_UNAVAILABLE_S = 2.0
+_LONGEST_MESSAGE = 2000
+_LONGEST_PARAM = 200
+
+
+def shown(text: str, longest: int = 100) -> str:
+    """A client's text as an error repeats it: shortened, and only characters that UTF-8 can carry."""
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class InvalidRequest(Exception):
@@ -37,7 +45,7 @@ class ModelNotFound(Exception):
 
     def __init__(self, model: str, served: tuple[str, ...]) -> None:
         names = ", ".join(repr(name) for name in served)
-        super().__init__(f"The model {model!r} does not exist; this server serves {names}")
+        super().__init__(f"The model {shown(model)!r} does not exist; this server serves {names}")
         self.param = "model"
 
 
@@ -49,10 +57,7 @@ class BodyTooLarge(Exception):
 
 
 class UnsupportedMediaType(Exception):
-    """The body is not declared as JSON in UTF-8."""
-
-    def __init__(self, content_type: str) -> None:
-        super().__init__(f"Content-Type must be application/json in UTF-8, not {content_type!r}")
+    """The body is not declared as plain JSON in UTF-8; the message names the header and what it must say."""
 
 
 class MalformedHttp(Exception):
@@ -163,7 +168,14 @@ def error_body(error: Exception) -> ErrorBody:
     elif kind is _INTERNAL:
         message = "the server failed on this request; its log has the reason under this response's x-request-id"
     param = getattr(error, "param", None) or getattr(error, "field", None)
-    return ErrorBody(Error(message, kind.type, param, getattr(error, "code", None) or kind.code))
+    return ErrorBody(
+        Error(
+            shown(message, _LONGEST_MESSAGE),
+            kind.type,
+            None if param is None else shown(param, _LONGEST_PARAM),
+            getattr(error, "code", None) or kind.code,
+        )
+    )
 
 
 def error_frame(error: Exception) -> bytes:
@@ -184,7 +196,7 @@ def error_response(error: Exception) -> Response:
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of its own exceptions: no such route, no such method."""
     if isinstance(error, HTTPException):
-        reason = f"{error.detail}: {request.method} {request.url.path}"
+        reason = f"{error.detail}: {request.method} {shown(request.url.path)}"
         error = HTTPException(error.status_code, reason, error.headers)
     return error_response(error)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.engine.sampling_params import SamplingParams
-from distllm.server.errors import ContextLengthExceeded, InvalidRequest
+from distllm.server.errors import ContextLengthExceeded, InvalidRequest, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Limits:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise InvalidRequest(
-                f"{field} holds token id {wrong}; this model has ids 0 to {self.vocab_size - 1}", field
+                f"{field} holds token id {shown(str(wrong))}; this model has ids 0 to {self.vocab_size - 1}", field
             )
 
     def plan_prompt(
@@ -66,7 +66,6 @@ class Limits:
         `field` names the prompt, `max_field` what set max_tokens; None stands for a default, which yields to the
         room that the prompt leaves.
         """
-        self.check_token_ids(token_ids, field)
         room = self.max_model_len - len(token_ids)
         asked = params.max_tokens
         if room < 0 or (room == 0 and asked != 0):
@@ -75,6 +74,7 @@ class Limits:
                 f"{len(token_ids)} tokens. Please shorten it.",
                 field,
             )
+        self.check_token_ids(token_ids, field)
         if max_field is not None and asked is not None and asked > room:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "

@@ -1,9 +1,11 @@
 """POST /v1/chat/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.server.body import read_json
+from distllm.server.body import read_body
 from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, check_num_choices
 from distllm.server.handlers.chat_chunks import ChatChunks
@@ -23,7 +25,7 @@ router = APIRouter(route_class=DirectRoute)
 async def create_chat_completion(request: Request) -> Response:
     """OpenAI's chat completion: the assistant's next message."""
     service = service_of(request)
-    asked = validate(ChatCompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked = await read_body(request, service.settings.max_body_bytes, partial(validate, ChatCompletionRequest))
     asked.check()
     service.check_model(asked.model)
     generation = service.generation(await plan_chat(service, asked), "chatcmpl")

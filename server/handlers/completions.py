@@ -1,9 +1,11 @@
 """POST /v1/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.server.body import read_json
+from distllm.server.body import read_body
 from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, Limits, PromptPlan, check_num_choices
 from distllm.server.handlers.collect import collect
@@ -23,7 +25,7 @@ router = APIRouter(route_class=DirectRoute)
 async def create_completion(request: Request) -> Response:
     """OpenAI's completion: text goes on from a prompt."""
     service = service_of(request)
-    asked = validate(CompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked = await read_body(request, service.settings.max_body_bytes, partial(validate, CompletionRequest))
     asked.check()
     service.check_model(asked.model)
     generation = service.generation(await plan_completion(service, asked), "cmpl")
