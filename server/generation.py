@@ -16,6 +16,7 @@ from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 from distllm.server.prompt_run import PromptRun
+from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
 from distllm.server.tokenizer import Tokenizer
 
@@ -99,9 +100,11 @@ class Generation:
             priority=self.plan.priority,
             arrival_s=time.time(),
         )
+        prompt_text = await read_prompt(self._tokenizer, self.plan, prompt)
         stream = await self._stack.enter_async_context(self._engine.submit(request))
         observer = self._stack.enter_context(self._metrics.observe(len(prompt.token_ids), num_sampled))
         choices = [
-            Choice(number * num_sampled + index, self.plan, prompt, self._tokenizer) for index in range(num_sampled)
+            Choice(number * num_sampled + index, self.plan, prompt, prompt_text, self._tokenizer)
+            for index in range(num_sampled)
         ]
         return PromptRun(choices, stream, observer, self.plan, prompt)

@@ -160,6 +160,33 @@ async def test_text_offsets_point_at_the_tokens_from_the_prompt_s_start(
             assert full_text[offset : offset + len(token)] == token
 
 
+@pytest.mark.parametrize("skips", [True, False])
+async def test_text_offsets_count_special_tokens_that_the_prompt_spells(
+    client: httpx.AsyncClient, skips: bool
+) -> None:
+    prompt = "the fox<|end|> again 😀<|end|><|user|>dog"
+    answer = await complete(client, prompt=prompt, echo=True, max_tokens=2, logprobs=0, skip_special_tokens=skips)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["tokens"].count("<|end|>") == 2
+    for token, offset in zip(logprobs["tokens"][:-2], logprobs["text_offset"], strict=False):
+        assert token.startswith("bytes:") or prompt[offset : offset + len(token)] == token
+    assert logprobs["text_offset"][-2] == len(prompt)
+
+
+async def test_a_token_that_the_tokenizer_adds_takes_no_place_in_the_text(
+    engine: FakeEngine, byte_fallback: Tokenizer
+) -> None:
+    app = create_app(engine, byte_fallback, FrontEndSettings(model_names=("tiny",)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        answer = await complete(
+            client, prompt="a fox</s>", echo=True, max_tokens=0, logprobs=0, skip_special_tokens=False
+        )
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["logprobs"]["tokens"][0]) == ("a fox</s>", "<s>")
+    assert choice["logprobs"]["text_offset"][:2] == [0, 0]
+    assert choice["logprobs"]["text_offset"][-1] == len("a fox")
+
+
 async def test_half_a_character_is_named_by_its_bytes_at_the_character_s_offset(client: httpx.AsyncClient) -> None:
     logprobs = (await complete(client, prompt="😀", echo=True, max_tokens=0, logprobs=0))["choices"][0]["logprobs"]
     joined = b"".join(bytes.fromhex(token[6:].replace("\\x", "")) for token in logprobs["tokens"])
