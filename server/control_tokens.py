@@ -3,7 +3,7 @@
 import copy
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -46,10 +46,12 @@ class ControlTokenGuard:
         add_generation_prompt: bool,
         continue_final_message: bool,
         variables: Mapping[str, Any],
+        check: Callable[[str], None],
     ) -> list[int]:
-        """Token ids of the conversation. Raises InvalidRequest."""
+        """Token ids of the conversation; `check` sees its text before that is encoded. Raises InvalidRequest."""
         marked = mark_control_tokens([messages, dict(variables)], self._pattern)
         prompt = self._template.render(marked[0], add_generation_prompt, continue_final_message, marked[1])
+        check(prompt)
         with self._lock, self._template.refusals():
             if self._copy is None:
                 self._copy = copy.deepcopy(self._original)

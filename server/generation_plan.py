@@ -69,11 +69,7 @@ class Limits:
         room = self.max_model_len - len(token_ids)
         asked = params.max_tokens
         if room < 0 or (room == 0 and asked != 0):
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt has "
-                f"{len(token_ids)} tokens. Please shorten it.",
-                field,
-            )
+            raise prompt_too_long(self.max_model_len, str(len(token_ids)), field)
         self.check_token_ids(token_ids, field)
         if max_field is not None and asked is not None and asked > room:
             raise ContextLengthExceeded(
@@ -89,6 +85,15 @@ class Limits:
         """Raises InvalidRequest when a parameter names a token that the model does not have."""
         self.check_token_ids(params.stop_token_ids, "stop_token_ids")
         self.check_token_ids(tuple(params.logit_bias), "logit_bias")
+
+
+def prompt_too_long(max_model_len: int, count: str, field: str) -> ContextLengthExceeded:
+    """The error for a prompt that leaves no room; `count` words how many tokens it has."""
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt has {count} tokens. "
+        "Please shorten it.",
+        field,
+    )
 
 
 def check_num_choices(num_prompts: int, num_sampled: int, max_choices: int) -> None:

@@ -51,7 +51,7 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
         logprobs=asked.num_top_logprobs,
     )
     limits.check_params(params)
-    token_ids = await service.encode_chat(asked)
+    token_ids = await service.encode_chat(asked, limits.max_model_len)
     return GenerationPlan(
         prompts=(limits.plan_prompt(token_ids, None, params, "messages", max_field),),
         n=n,

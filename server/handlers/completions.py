@@ -71,6 +71,6 @@ async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limi
     for number, prompt in enumerate(asked.prompt):
         field = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
         text = prompt if isinstance(prompt, str) else None
-        token_ids = await service.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        token_ids = await service.encode_prompt(prompt, field) if isinstance(prompt, str) else prompt
         plans.append(limits.plan_prompt(token_ids, text, params, field, max_field))
     return tuple(plans)

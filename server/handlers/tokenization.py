@@ -46,7 +46,7 @@ async def detokenize(request: Request) -> Response:
     asked = await read_body(request, service.settings.max_body_bytes, partial(validate, DetokenizeRequest))
     service.check_model(asked.model)
     service.limits.check_token_ids(asked.tokens, "tokens")
-    return json_response(DetokenizeResponse(service.tokenizer.decode(asked.tokens)))
+    return json_response(DetokenizeResponse(await service.tokenizer.decode_long(asked.tokens)))
 
 
 @router.get("/tokenizer_info")

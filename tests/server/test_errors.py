@@ -11,6 +11,7 @@ import pytest
 from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
 from distllm.server.errors import InvalidRequest
 from distllm.server.protocol.json_body import parse_json_object
+from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 
 HUGE = 10**400
@@ -286,6 +287,24 @@ async def test_an_overlong_prompt_is_told_its_numbers(client: httpx.AsyncClient)
     response = await client.post("/v1/completions", json=BASE | {"prompt": [1] * 500, "max_tokens": 20})
     message = check_error(response, 400, "max_tokens", "context_length_exceeded")
     assert all(number in message for number in ("512", "520", "500", "20", "12"))
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt": ["a", "x" * 150_000]}, "prompt[1]"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 150_000}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|end|>" * 20_000}]}, "messages"),
+    ],
+)
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    client: httpx.AsyncClient, byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch, path: str,
+    fields: dict[str, Any], param: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(byte_level, "_encode_long", None)
+    monkeypatch.setattr("distllm.server.control_tokens.encode_marked_chat", None)
+    response = await client.post(path, json={"model": "tiny"} | fields)
+    assert "at least" in check_error(response, 400, param, "context_length_exceeded")
 
 
 async def test_an_unknown_model_is_404(client: httpx.AsyncClient) -> None:
