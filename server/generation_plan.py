@@ -96,11 +96,19 @@ def prompt_too_long(max_model_len: int, count: str, field: str) -> ContextLength
     )
 
 
-def check_num_choices(num_prompts: int, num_sampled: int, max_choices: int) -> None:
-    """Raises InvalidRequest when one request asks for more sequences than the server takes at once."""
+def check_num_choices(num_prompts: int, num_sampled: int, max_choices: int, max_live: int) -> None:
+    """Raises InvalidRequest when one request asks for more sequences than the server takes at once, or for more
+    prompts than it could ever have live."""
     if num_prompts * num_sampled > max_choices:
         raise InvalidRequest(
             f"{num_prompts} prompts with {num_sampled} choices each are {num_prompts * num_sampled} sequences; "
             f"one request may ask for {max_choices}",
             "prompt" if num_prompts > 1 else "n",
+        )
+    most_prompts = -(-max_live // num_sampled)
+    if num_prompts > most_prompts:
+        raise InvalidRequest(
+            f"{num_prompts} prompts with {num_sampled} choices each are more than this server holds at once; "
+            f"send at most {most_prompts} prompts in one request",
+            "prompt",
         )

@@ -138,6 +138,7 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> Fa
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         keep_alive_s=settings.server.keep_alive_s,
         stall_s=settings.server.stall_s,
+        max_live=settings.scheduler.max_num_seqs + settings.scheduler.max_waiting,
     )
     return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
 

@@ -90,8 +90,10 @@ def plan_batch(
 async def run_batch(
     engine: Engine, tokenizer: Tokenizer, plans: Sequence[GenerationPlan], max_live: int, bar: BatchBar
 ) -> list[PromptResult]:
-    """Run plans, at most `max_live` in the engine at a time. Raises EngineUnavailable when the engine is lost."""
-    places = asyncio.Semaphore(max_live)
+    """Run plans, about `max_live` sequences in the engine at a time. Raises EngineUnavailable when the engine is
+    lost."""
+    most_sampled = max((plan.num_sampled for plan in plans), default=1)
+    places = asyncio.Semaphore(max(1, max_live // most_sampled))
 
     async def run(plan: GenerationPlan) -> PromptResult:
         async with places:

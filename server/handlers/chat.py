@@ -41,7 +41,7 @@ async def create_chat_completion(request: Request) -> Response:
 async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:
     """The conversation as one prompt within the model's limits. Raises InvalidRequest, InvalidParameter."""
     n = asked.n or 1
-    check_num_choices(1, n, service.settings.max_choices)
+    check_num_choices(1, n, service.settings.max_choices, service.settings.max_live)
     limits = service.limits
     max_tokens = asked.asked_max_tokens
     max_field = None if max_tokens is None else asked.max_tokens_field

@@ -40,7 +40,8 @@ async def create_completion(request: Request) -> Response:
 
 async def plan_completion(service: Service, asked: CompletionRequest) -> GenerationPlan:
     """Prompts as token ids within the model's limits. Raises InvalidRequest, InvalidParameter."""
-    check_num_choices(len(asked.prompt), asked.num_sampled, service.settings.max_choices)
+    settings = service.settings
+    check_num_choices(len(asked.prompt), asked.num_sampled, settings.max_choices, settings.max_live)
     limits = service.limits
     return GenerationPlan(
         prompts=await _plan_prompts(service, asked, limits),

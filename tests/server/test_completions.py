@@ -83,6 +83,21 @@ async def test_null_is_accepted_for_every_optional_field(client: httpx.AsyncClie
     assert await complete(client, **dict.fromkeys(fields))
 
 
+@pytest.mark.parametrize(("n", "most"), [(1, 7), (2, 4), (7, 1)])
+async def test_more_prompts_than_the_engine_ever_takes_are_refused_before_any_is_submitted(
+    engine: FakeEngine, byte_level: Tokenizer, n: int, most: int
+) -> None:
+    app = create_app(engine, byte_level, FrontEndSettings(model_names=("tiny",), max_live=7))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        await complete(client, prompt=["a"] * most, n=n, max_tokens=1)
+        engine.requests.clear()
+        body = {"model": "tiny", "prompt": ["a"] * (most + 1), "n": n, "max_tokens": 1}
+        response = await client.post("/v1/completions", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+    assert f"at most {most} prompts" in response.json()["error"]["message"]
+    assert engine.requests == []
+
+
 async def test_index_is_prompt_times_n_plus_choice(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
     prompts = ["Once upon a", "the lazy dog"]
     answer = await complete(client, prompt=prompts, n=2, max_tokens=2)

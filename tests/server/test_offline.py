@@ -126,7 +126,10 @@ async def test_a_sequence_that_fails_says_so_and_keeps_what_it_had(
         assert len(result.completions[0].token_ids) == 2
 
 
-async def test_no_more_requests_are_live_than_the_engine_takes(engine: FakeEngine, byte_level: Tokenizer) -> None:
+@pytest.mark.parametrize(("n", "expected"), [(1, 3), (2, 1), (7, 1)])
+async def test_no_more_sequences_are_live_than_the_engine_takes(
+    engine: FakeEngine, byte_level: Tokenizer, n: int, expected: int
+) -> None:
     most_live = 0
     submit = engine.submit
 
@@ -137,9 +140,9 @@ async def test_no_more_requests_are_live_than_the_engine_takes(engine: FakeEngin
         return stream
 
     engine.submit = watched_submit  # type: ignore[method-assign,assignment]
-    plans = plans_of([EncodedPrompt([9, 8], None, "prompts") for _ in range(20)])
+    plans = plans_of([EncodedPrompt([9, 8], None, "prompts") for _ in range(20)], n=n)
     assert len(await results_of(engine, byte_level, plans, max_live=3)) == 20
-    assert most_live == 3
+    assert most_live == expected
 
 
 async def test_an_engine_that_is_lost_ends_the_whole_batch(engine: FakeEngine, byte_level: Tokenizer) -> None:
