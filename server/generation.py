@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import EngineRequest, SequenceStart
 from distllm.server.choice import Choice, ChoiceDelta
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
@@ -81,6 +82,10 @@ class Generation:
     @property
     def choices(self) -> list[Choice]:
         return [choice for run in self._runs for choice in run.choices]
+
+    def prompt_logprobs(self, index: int) -> list[TokenLogprobs]:
+        """Scores of the prompt's tokens after the first, for the choice of that index in a whole response."""
+        return self._runs[index // self.plan.n].prompt_logprobs
 
     def usage(self) -> Usage:
         """Tokens so far."""

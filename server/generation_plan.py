@@ -20,7 +20,8 @@ class PromptPlan:
 class GenerationPlan:
     """Everything a request asks for. Of `num_sampled` sequences a prompt the best `n` are returned.
 
-    `num_top_logprobs` None means that the client asked for no logprobs, whatever `params` compute for ranking.
+    `num_top_logprobs` None means that the client asked for no logprobs, whatever `params` compute for ranking;
+    `num_top_prompt_logprobs` the same of the prompt's.
     """
 
     prompts: tuple[PromptPlan, ...]
@@ -32,6 +33,7 @@ class GenerationPlan:
     skip_special_tokens: bool = True
     echo: bool = False
     num_top_logprobs: int | None = None
+    num_top_prompt_logprobs: int | None = None
     priority: int = 0
 
     @property

@@ -49,6 +49,7 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
         service.defaults,
         max_tokens=service.defaults.max_tokens if max_tokens is None else max_tokens,
         logprobs=asked.num_top_logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
     )
     limits.check_params(params)
     token_ids = await service.encode_chat(asked, limits.max_model_len)
@@ -61,5 +62,6 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
         include_stop=bool(asked.include_stop_str_in_output),
         skip_special_tokens=asked.skip_special_tokens is not False,
         num_top_logprobs=asked.num_top_logprobs,
+        num_top_prompt_logprobs=asked.prompt_logprobs,
         priority=asked.priority or 0,
     )

@@ -53,6 +53,7 @@ async def plan_completion(service: Service, asked: CompletionRequest) -> Generat
         skip_special_tokens=asked.skip_special_tokens is not False,
         echo=bool(asked.echo),
         num_top_logprobs=asked.logprobs,
+        num_top_prompt_logprobs=asked.prompt_logprobs,
         priority=asked.priority or 0,
     )
 
@@ -65,7 +66,7 @@ async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limi
         service.defaults,
         max_tokens=default if asked.max_tokens is None else asked.max_tokens,
         logprobs=0 if asked.logprobs is None and is_ranked else asked.logprobs,
-        prompt_logprobs=asked.logprobs if asked.echo else None,
+        prompt_logprobs=_more(asked.prompt_logprobs, asked.logprobs if asked.echo else None),
     )
     limits.check_params(params)
     plans = []
@@ -75,3 +76,7 @@ async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limi
         token_ids = await service.encode_prompt(prompt, field) if isinstance(prompt, str) else prompt
         plans.append(limits.plan_prompt(token_ids, text, params, field, max_field))
     return tuple(plans)
+
+
+def _more(*counts: int | None) -> int | None:
+    return max((count for count in counts if count is not None), default=None)

@@ -98,7 +98,7 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
 
     def check(self) -> None:
         """Rules between fields. Raises InvalidRequest."""
-        self.check_stream_options()
+        self.check_stream_fields()
         self.check_template_fields()
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs is only allowed when logprobs is true", "top_logprobs")

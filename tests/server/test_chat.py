@@ -95,6 +95,15 @@ async def test_streamed_logprobs_join_to_those_of_the_whole(client: httpx.AsyncC
     assert [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]] == whole
 
 
+async def test_prompt_logprobs_belong_to_the_whole_answer(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
+    answer = await chat(client, prompt_logprobs=1, n=2, max_tokens=2)
+    ids = await byte_level.encode(RENDERED)
+    first, *rest = answer["prompt_logprobs"]
+    assert first is None
+    assert all(str(token_id) in entry for token_id, entry in zip(ids[1:], rest, strict=True))
+    assert "prompt_logprobs" not in await chat(client, max_tokens=2)
+
+
 async def test_text_parts_become_lines(
     client: httpx.AsyncClient, engine: FakeEngine, byte_level: Tokenizer
 ) -> None:

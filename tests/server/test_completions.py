@@ -210,6 +210,36 @@ async def test_half_a_character_is_named_by_its_bytes_at_the_character_s_offset(
     assert logprobs["top_logprobs"] is None
 
 
+async def test_prompt_logprobs_have_vllm_s_form(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
+    prompts = [PROMPT, "the lazy dog"]
+    answer = await complete(client, prompt=prompts, n=2, prompt_logprobs=2, max_tokens=1)
+    for choice, prompt in zip(answer["choices"], (p for p in prompts for _ in range(2)), strict=True):
+        first, *rest = choice["prompt_logprobs"]
+        ids = await byte_level.encode(prompt)
+        assert first is None
+        assert len(rest) == len(ids) - 1
+        for position, (token_id, entry) in enumerate(zip(ids[1:], rest, strict=True), 1):
+            assert len(entry) == 2
+            own = entry[str(token_id)]
+            assert own["logprob"] == pytest.approx(fake_logprob(token_id, position))
+            assert (own["rank"], own["decoded_token"]) == (2, byte_level.decode([token_id]))
+            assert sorted(rival["rank"] for rival in entry.values()) == [1, 2]
+
+
+async def test_prompt_logprobs_of_zero_hold_the_prompt_s_own_tokens(
+    client: httpx.AsyncClient, byte_level: Tokenizer
+) -> None:
+    answer = await complete(client, prompt_logprobs=0, echo=True, logprobs=3, max_tokens=1)
+    ids = await byte_level.encode(PROMPT)
+    entries = answer["choices"][0]["prompt_logprobs"][1:]
+    assert [list(entry) for entry in entries] == [[str(token_id)] for token_id in ids[1:]]
+    assert [entry[str(token_id)]["rank"] for entry, token_id in zip(entries, ids[1:], strict=True)] == [None] * 3
+
+
+async def test_without_being_asked_for_there_are_no_prompt_logprobs(client: httpx.AsyncClient) -> None:
+    assert "prompt_logprobs" not in (await complete(client, echo=True, logprobs=1))["choices"][0]
+
+
 async def test_top_logprobs_hold_the_chosen_token_beside_the_likeliest(client: httpx.AsyncClient) -> None:
     logprobs = (await complete(client, max_tokens=3, logprobs=1))["choices"][0]["logprobs"]
     for token, logprob, top in zip(
