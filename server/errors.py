@@ -103,6 +103,10 @@ class GenerationFailed(Exception):
     """The engine could not finish an accepted request."""
 
 
+class CutByShutdown(GenerationFailed):
+    """The server shut down before it could finish an accepted request; another server, or a later one, can."""
+
+
 class Error(msgspec.Struct, frozen=True):
     """OpenAI's error object."""
 
@@ -142,6 +146,7 @@ ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     TooManyConnections: ErrorKind(503, "service_unavailable_error", "too_many_connections"),
     EngineDraining: ErrorKind(503, "service_unavailable_error", "draining"),
     EngineUnavailable: ErrorKind(503, "service_unavailable_error", "engine_unavailable"),
+    CutByShutdown: ErrorKind(503, "service_unavailable_error", "draining"),
     GenerationFailed: ErrorKind(500, "server_error", "generation_failed"),
 }
 _INTERNAL = ErrorKind(500, "server_error", "internal_error")
@@ -205,7 +210,7 @@ def _headers(error: Exception) -> dict[str, str]:
     match error:
         case QueueFull(retry_after_s=seconds):
             return {"Retry-After": str(max(1, round(seconds)))}
-        case EngineDraining() | EngineUnavailable() | TooManyConnections():
+        case EngineDraining() | EngineUnavailable() | TooManyConnections() | CutByShutdown():
             return {"Retry-After": str(round(RETRY_UNAVAILABLE_S))}
         case InvalidApiKey():
             return {"WWW-Authenticate": "Bearer"}

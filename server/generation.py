@@ -12,6 +12,7 @@ from typing import Self
 from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import EngineRequest, SequenceStart
 from distllm.server.choice import Choice, ChoiceDelta
+from distllm.server.errors import CutByShutdown, GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
@@ -26,7 +27,7 @@ class Generation:
     """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
 
     Choice j of prompt i has index i * num_sampled + j. Starting raises what Engine.submit raises, iterating
-    GenerationFailed.
+    GenerationFailed, or CutByShutdown where the server is ending.
     """
 
     def __init__(
@@ -70,7 +71,12 @@ class Generation:
         if self.is_finished:
             raise StopAsyncIteration
         number, output = await self._merged.__anext__()
-        deltas = self._runs[number].accept(output)
+        try:
+            deltas = self._runs[number].accept(output)
+        except GenerationFailed as error:
+            if self._engine.state in ("draining", "stopped"):
+                raise CutByShutdown(str(error)) from None
+            raise
         self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
         return deltas
 

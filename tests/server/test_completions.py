@@ -396,6 +396,24 @@ async def test_a_failure_before_the_answer_is_a_500_in_the_error_shape(
     }
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_the_end_of_the_server_cuts_off_is_to_be_tried_elsewhere(
+    client: httpx.AsyncClient, engine: FakeEngine, is_streamed: bool
+) -> None:
+    def ends(request: Any, index: int) -> list[int]:
+        engine.state = "draining"
+        return [5]
+
+    engine.fail_after, engine.script = 2, ends
+    if is_streamed:
+        error = (await stream(client))[-1]["error"]
+    else:
+        response = await client.post("/v1/completions", json={"model": "tiny", "prompt": PROMPT})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        error = response.json()["error"]
+    assert (error["code"], error["message"]) == ("draining", "the fake engine failed")
+
+
 async def test_a_failure_in_the_middle_of_a_stream_is_one_error_frame(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
