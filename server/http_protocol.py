@@ -2,6 +2,7 @@
 time out, the head has a limit, and errors of the protocol itself have the one shape of all errors."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from distllm.server.errors import HeadTooLarge, MalformedHttp, RequestTimeout, T
 from distllm.server.old_http import close_delimited
 
 SHUTDOWN_GRACE_S = 5
+_LONGEST_BACKLOG = 2048
+_OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,17 @@ class ConnectionSettings:
 
 
 def http_config(app: FastAPI, settings: ConnectionSettings) -> uvicorn.Config:
-    """How uvicorn serves the app."""
+    """How uvicorn serves the app.
+
+    asyncio accepts a whole backlog in one go, before any connection can be closed: so it is kept below the number
+    of descriptors that connections leave free.
+    """
     protocol = partial(HttpProtocol, settings, ConnectionLimit(settings.max_connections))
     return uvicorn.Config(
         app,
         http=cast(type[asyncio.Protocol], protocol),
         ws="none",
+        backlog=min(_LONGEST_BACKLOG, max(1, settings.max_connections // 4)),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -95,7 +103,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
             return
-        super().data_received(data)
+        super().data_received(data if self._is_in_body else _without_offers(data))
         if self._is_in_head:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > self._settings.max_head_bytes:
@@ -221,6 +229,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._is_lingering = True
             self.transport.write_eof()
             self._set_deadline(self._settings.linger_s)
+
+
+def _without_offers(data: bytes) -> bytes:
+    """The start of a request whose offers to upgrade are given another name: the parser would take its body for the
+    other protocol's, and Java's client offers HTTP/2 with every request."""
+    if b"pgrade:" not in data:
+        return data
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _OFFER.sub(b"\r\nx-upgrade:", head) + end + rest
 
 
 def _whole_response(error: Exception) -> bytes:

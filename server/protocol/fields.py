@@ -7,7 +7,6 @@ from distllm.server.errors import InvalidRequest, shown
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_TOKEN_IDS = 1024
-MAX_BIASES = 2**18
 
 TokenIds = list[int]
 Prompt = str | TokenIds
@@ -54,8 +53,6 @@ def parse_logit_bias(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, dict):
         raise InvalidRequest("logit_bias must be an object of token ids to numbers", "logit_bias", "invalid_type")
-    if len(value) > MAX_BIASES:
-        raise InvalidRequest(f"logit_bias holds more than {MAX_BIASES} token ids", "logit_bias")
     biases = {_parse_bias_key(key): _parse_bias(key, bias) for key, bias in value.items()}
     if len(biases) < len(value):
         raise InvalidRequest("logit_bias gives a token id twice", "logit_bias", "duplicate_parameter")

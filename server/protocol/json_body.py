@@ -14,6 +14,7 @@ from distllm.server.errors import InvalidRequest, shown
 MAX_DEPTH = 64
 MAX_VALUES = 2**20
 MAX_CONTAINERS = 2**18
+MAX_FIELDS = 2**18
 _MAX_DIGITS = 4300
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FIELD = re.compile(r'\s*[{,]\s*(?=")')
@@ -73,6 +74,8 @@ class _Parser:
             return self.parse(text, self._int)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> JsonObject:
+        if len(pairs) > MAX_FIELDS:
+            return {"...": self._fault(f"is one of more than {MAX_FIELDS} fields", "invalid_value")}
         value = dict(pairs)
         if len(value) != len(pairs):
             seen: set[str] = set()

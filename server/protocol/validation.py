@@ -30,12 +30,19 @@ Model = TypeVar("Model", bound=RequestModel)
 
 def validate(model: type[Model], fields: JsonObject) -> Model:
     """Raises InvalidRequest for the first field that is wrong."""
+    unknown = next((name for name in fields if not _is_named(model, name)), None)
+    if unknown is not None:
+        raise _unknown_field(model, (unknown,))
     known = {name: value for name, value in fields.items() if not _asks_nothing(model, name, value)}
     try:
         return model.model_validate(known)
     except ValidationError as error:
         finding = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise _as_invalid_request(model, finding) from None
+
+
+def _is_named(model: type[Model], name: str) -> bool:
+    return name in model.model_fields or name in model.unsupported
 
 
 def _asks_nothing(model: type[Model], name: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
 from distllm.server.errors import InvalidRequest
-from distllm.server.protocol.json_body import parse_json_object
+from distllm.server.protocol.json_body import MAX_FIELDS, parse_json_object
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 
@@ -225,6 +225,17 @@ async def test_a_body_that_is_no_good_json_is_refused(
 def test_more_values_than_a_request_has_use_for_are_refused_unparsed(values: bytes) -> None:
     with pytest.raises(InvalidRequest, match="send several requests"):
         parse_json_object(b'{"prompt": ' + values + b"}")
+
+
+def test_an_object_of_too_many_fields_is_refused() -> None:
+    body = {"logit_bias": {str(number): 1 for number in range(MAX_FIELDS + 1)}}
+    with pytest.raises(InvalidRequest, match="more than 262144 fields"):
+        parse_json_object(json.dumps(body).encode())
+
+
+async def test_the_first_of_many_unknown_fields_is_named(client: httpx.AsyncClient) -> None:
+    fields = {f"field{number}": 1 for number in range(5000)}
+    check_error(await client.post("/v1/completions", json=BASE | fields), 400, "field0", "unknown_parameter")
 
 
 def test_commas_and_brackets_within_text_are_no_values() -> None:

@@ -205,6 +205,7 @@ async def test_http_1_0_gets_no_chunks(app: FastAPI, is_streamed: bool) -> None:
 
 
 async def test_an_offer_to_upgrade_is_passed_over(app: FastAPI) -> None:
-    offered = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    offers = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAQ"
+    offered = request(ENDLESS | {"max_tokens": 1}).replace(b"Host: x", offers)
     async with served(app) as url:
         assert (await exchange(url, offered)).startswith(b"HTTP/1.1 200")
