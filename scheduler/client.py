@@ -44,11 +44,11 @@ _SHUTDOWN_GRACE_S = 5.0
 
 
 class QueueFull(Exception):
-    """Too many requests are live. `retry_after_s` is when one has probably ended."""
+    """Too many sequences are live. `retry_after_s` is when some have probably ended."""
 
     def __init__(self, num_live: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{num_live} requests are running or waiting, as many as this server takes; "
+            f"{num_live} sequences are running or waiting, as many as this server takes; "
             f"try again in {retry_after_s:.0f} s"
         )
         self.retry_after_s = retry_after_s
@@ -130,13 +130,15 @@ class EngineClient:
         return time.monotonic() - self._last_step_at if self._live and self._serving else 0.0
 
     def submit(self, request: EngineRequest) -> RequestStream:
-        """Queue a request. Raises QueueFull, EngineDraining or EngineUnavailable."""
+        """Queue a request; the last that is taken may go over the limit. Raises QueueFull, EngineDraining or
+        EngineUnavailable."""
         if self._state == "draining":
             raise EngineDraining
         if self._state not in ("ready", "restarting"):
             raise EngineUnavailable(self._failure)
-        if len(self._live) >= self._max_live:
-            raise QueueFull(len(self._live), max(1.0, self._smoothed_request_s))
+        num_sequences = sum(len(live.request.sequences) for live in self._live.values())
+        if num_sequences >= self._max_live:
+            raise QueueFull(num_sequences, max(1.0, self._smoothed_request_s))
         if not self._live:
             self._last_step_at = time.monotonic()
         live = LiveRequest(request)

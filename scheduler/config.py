@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """How many sequences run at once, how many tokens a step carries, how many requests may wait.
+    """How many sequences run at once, how many tokens a step carries, how many sequences may wait.
 
     `max_num_seqs` bounds the sequences that hold KV blocks, `max_num_batched_tokens` the tokens of one step.
-    An engine accepts `max_num_seqs + max_waiting` live requests: it bounds all of them rather than the waiting
-    ones, because after a restart every live request waits. Raises ValueError.
+    The front end submits while fewer than `max_num_seqs + max_waiting` sequences are live, and an engine accepts as
+    many requests: both bound all of them rather than the waiting ones, because after a restart every live request
+    waits. Raises ValueError.
     """
 
     max_num_seqs: int = 64

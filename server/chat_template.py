@@ -15,10 +15,16 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from distllm.server.errors import InvalidRequest
+from distllm.server.errors import InvalidRequest, shown
 from distllm.server.slow_tokenizer import TokenizerError
 
 Message = dict[str, str]
+
+RESERVED_NAMES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template",
+     "conversations", "return_assistant_tokens_mask", "self")
+)  # fmt: skip
+"""Names that a template's variables cannot have: the renderer's own, and what it passes to templates itself."""
 
 
 class NoChatTemplate(InvalidRequest):
@@ -75,7 +81,11 @@ class ChatTemplate:
         continue_final_message: bool,
         variables: Mapping[str, Any],
     ) -> str:
-        """The prompt string. Raises InvalidRequest with the template's own words when it refuses."""
+        """The prompt string. Raises InvalidRequest with the template's own words when it refuses, or naming a
+        variable that is not the client's to set."""
+        if reserved := RESERVED_NAMES.intersection(variables):
+            name = min(reserved)
+            raise InvalidRequest(f"chat_template_kwargs must not set {name}", f"chat_template_kwargs.{name}")
         with self.refusals():
             rendered, _ = render_jinja_template(
                 [self.prepare(messages)],
@@ -93,7 +103,9 @@ class ChatTemplate:
             yield
         except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", "messages", "chat_template_error"
+                f"the model's chat template refuses these messages: {shown(str(error), 500)}",
+                "messages",
+                "chat_template_error",
             ) from None
 
     def prepare(self, messages: list[Message]) -> list[Message]:

@@ -6,6 +6,7 @@ from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.errors import GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
+from distllm.server.prompt_text import PromptText
 from distllm.server.stop_strings import StopMatcher
 from distllm.server.tokenizer import Tokenizer
 
@@ -37,7 +38,9 @@ class Choice:
              0    _prompt_end              _num_released              _num_decoded
     """
 
-    def __init__(self, index: int, plan: GenerationPlan, prompt: PromptPlan, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, index: int, plan: GenerationPlan, prompt: PromptPlan, prompt_text: PromptText, tokenizer: Tokenizer
+    ) -> None:
         self.index = index
         self.num_tokens = 0
         self.cumulative_logprob = 0.0
@@ -49,19 +52,20 @@ class Choice:
         self._wants_logprobs = plan.num_top_logprobs is not None
         self._waiting: list[ScoredToken] = []
         self._prompt = prompt
-        self._prompt_offsets: list[int] = []
-        self._echo_text = self._read_prompt()
-        self._num_decoded = self._num_released = len(self._echo_text)
+        self._prompt_text = prompt_text
+        self._detokenizer.prime(prompt.token_ids)
+        self._num_decoded = self._num_released = len(prompt_text.text)
 
     def echo(self, prompt_logprobs: list[TokenLogprobs]) -> ChoiceDelta:
         """The delta that repeats the prompt; the scores belong to its tokens after the first."""
         if not self._wants_logprobs:
-            return ChoiceDelta(self.index, self._echo_text)
+            return ChoiceDelta(self.index, self._prompt_text.text)
         scores = [None, *prompt_logprobs]
         tokens = [
-            ScoredToken(*entry) for entry in zip(self._prompt.token_ids, self._prompt_offsets, scores, strict=True)
+            ScoredToken(*entry)
+            for entry in zip(self._prompt.token_ids, self._prompt_text.offsets, scores, strict=True)
         ]
-        return ChoiceDelta(self.index, self._echo_text, tokens)
+        return ChoiceDelta(self.index, self._prompt_text.text, tokens)
 
     def accept(self, output: SequenceOutput) -> ChoiceDelta:
         """Take the sequence's next tokens. Raises GenerationFailed when the engine gave up on it."""
@@ -83,18 +87,6 @@ class Choice:
     def mean_logprob(self) -> float:
         """What best_of ranks by: the higher, the better."""
         return self.cumulative_logprob / max(1, self.num_tokens)
-
-    def _read_prompt(self) -> str:
-        """The prompt's text as far as it is needed, with the detokeniser ready to go on after it."""
-        prompt = self._prompt
-        if not self._wants_logprobs and (prompt.text is not None or not self._plan.echo):
-            self._detokenizer.prime(prompt.token_ids)
-            return (prompt.text or "") if self._plan.echo else ""
-        text = ""
-        for token_id in prompt.token_ids:
-            self._prompt_offsets.append(len(text))
-            text += self._detokenizer.push(token_id)
-        return text if prompt.text is None else prompt.text
 
     def _push(self, token_id: int, scores: TokenLogprobs | None, is_hidden: bool) -> str:
         """Take one token; returns the text that it released."""

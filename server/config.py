@@ -99,7 +99,7 @@ class SchedulerSection(Section):
 
     max_num_seqs: int = Field(64, ge=1, description="most sequences in one step")
     max_num_batched_tokens: int = Field(512, ge=1, description="token budget of one step")
-    max_waiting: int = Field(512, ge=0, description="most requests that wait; beyond that clients get 429")
+    max_waiting: int = Field(512, ge=0, description="most sequences that wait; beyond that clients get 429")
     prefix_caching: bool = Field(True, description="reuse the KV of prompts that begin alike")
 
 

@@ -1,5 +1,7 @@
 """Token ids to text, one token at a time, without ever emitting half a character. O(1) a token, amortised.
 
+Half a character waits for its other half; where the tokens end before that comes, it is dropped.
+
 Knows nothing of stop strings or requests.
 """
 
@@ -14,7 +16,7 @@ Decode = Callable[[list[int]], str]
 
 
 class Detokenizer(Protocol):
-    """`push` returns the text that a token completed, `flush` what was left incomplete."""
+    """`push` returns the text that a token completed, `flush` whole characters that still waited."""
 
     def push(self, token_id: int) -> str: ...
 
@@ -38,9 +40,8 @@ class ByteDetokenizer:
         return self._strip(text) if self._num_to_strip and text else text
 
     def flush(self) -> str:
-        text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
-        return text
+        return ""
 
     def prime(self, prompt_ids: Sequence[int]) -> None:
         """Continue a prompt that is not part of the text, in the middle of a character where it ends in one."""
@@ -87,7 +88,7 @@ class WindowDetokenizer:
     def flush(self) -> str:
         new_text = self._new_text()
         self._advance()
-        return new_text
+        return new_text.rstrip("�")
 
     def prime(self, prompt_ids: Sequence[int]) -> None:
         """Continue a prompt that is not part of the text."""

@@ -2,6 +2,7 @@
 
 import logging
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distllm.server.disconnect import ClientGone
@@ -26,7 +27,7 @@ class ErrorBoundary:
 
         try:
             await self._app(scope, receive, watch)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             return
         except Exception as error:
             if has_begun or scope["type"] != "http":

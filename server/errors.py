@@ -14,6 +14,14 @@ from distllm.engine.sampling_params import InvalidParameter
 from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
 
 RETRY_UNAVAILABLE_S = 2.0
+_LONGEST_MESSAGE = 2000
+_LONGEST_PARAM = 200
+
+
+def shown(text: str, longest: int = 100) -> str:
+    """A client's text as an error repeats it: shortened, and only characters that UTF-8 can carry."""
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class InvalidRequest(Exception):
@@ -37,7 +45,7 @@ class ModelNotFound(Exception):
 
     def __init__(self, model: str, served: tuple[str, ...]) -> None:
         names = ", ".join(repr(name) for name in served)
-        super().__init__(f"The model {model!r} does not exist; this server serves {names}")
+        super().__init__(f"The model {shown(model)!r} does not exist; this server serves {names}")
         self.param = "model"
 
 
@@ -49,10 +57,35 @@ class BodyTooLarge(Exception):
 
 
 class UnsupportedMediaType(Exception):
-    """The body is not declared as JSON in UTF-8."""
+    """The body is not declared as plain JSON in UTF-8; the message names the header and what it must say."""
 
-    def __init__(self, content_type: str) -> None:
-        super().__init__(f"Content-Type must be application/json in UTF-8, not {content_type!r}")
+
+class MalformedHttp(Exception):
+    """What came is not an HTTP request."""
+
+    def __init__(self) -> None:
+        super().__init__("this is not a valid HTTP request")
+
+
+class HeadTooLarge(Exception):
+    """The request line and headers are longer than this server reads."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request's headers are longer than {limit} bytes, the most this server reads")
+
+
+class RequestTimeout(Exception):
+    """The request did not come whole in time."""
+
+    def __init__(self) -> None:
+        super().__init__("the request did not come whole in time")
+
+
+class TooManyConnections(Exception):
+    """Every connection that this server holds is busy."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has as many open connections as it holds, all of them busy; try again later")
 
 
 class InvalidApiKey(Exception):
@@ -68,6 +101,10 @@ class InvalidApiKey(Exception):
 
 class GenerationFailed(Exception):
     """The engine could not finish an accepted request."""
+
+
+class CutByShutdown(GenerationFailed):
+    """The server shut down before it could finish an accepted request; another server, or a later one, can."""
 
 
 class Error(msgspec.Struct, frozen=True):
@@ -98,13 +135,18 @@ INVALID = "invalid_request_error"
 ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     InvalidRequest: ErrorKind(400, INVALID, None),
     InvalidParameter: ErrorKind(400, INVALID, "invalid_value"),
+    MalformedHttp: ErrorKind(400, INVALID, "malformed_http"),
     InvalidApiKey: ErrorKind(401, INVALID, "invalid_api_key"),
     ModelNotFound: ErrorKind(404, INVALID, "model_not_found"),
+    RequestTimeout: ErrorKind(408, INVALID, "request_timeout"),
     BodyTooLarge: ErrorKind(413, INVALID, "request_too_large"),
     UnsupportedMediaType: ErrorKind(415, INVALID, "unsupported_media_type"),
+    HeadTooLarge: ErrorKind(431, INVALID, "headers_too_large"),
     QueueFull: ErrorKind(429, "rate_limit_error", "rate_limit_exceeded"),
+    TooManyConnections: ErrorKind(503, "service_unavailable_error", "too_many_connections"),
     EngineDraining: ErrorKind(503, "service_unavailable_error", "draining"),
     EngineUnavailable: ErrorKind(503, "service_unavailable_error", "engine_unavailable"),
+    CutByShutdown: ErrorKind(503, "service_unavailable_error", "draining"),
     GenerationFailed: ErrorKind(500, "server_error", "generation_failed"),
 }
 _INTERNAL = ErrorKind(500, "server_error", "internal_error")
@@ -131,7 +173,14 @@ def error_body(error: Exception) -> ErrorBody:
     elif kind is _INTERNAL:
         message = "the server failed on this request; its log has the reason under this response's x-request-id"
     param = getattr(error, "param", None) or getattr(error, "field", None)
-    return ErrorBody(Error(message, kind.type, param, getattr(error, "code", None) or kind.code))
+    return ErrorBody(
+        Error(
+            shown(message, _LONGEST_MESSAGE),
+            kind.type,
+            None if param is None else shown(param, _LONGEST_PARAM),
+            getattr(error, "code", None) or kind.code,
+        )
+    )
 
 
 def error_frame(error: Exception) -> bytes:
@@ -152,7 +201,7 @@ def error_response(error: Exception) -> Response:
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of its own exceptions: no such route, no such method."""
     if isinstance(error, HTTPException):
-        reason = f"{error.detail}: {request.method} {request.url.path}"
+        reason = f"{error.detail}: {request.method} {shown(request.url.path)}"
         error = HTTPException(error.status_code, reason, error.headers)
     return error_response(error)
 
@@ -161,7 +210,7 @@ def _headers(error: Exception) -> dict[str, str]:
     match error:
         case QueueFull(retry_after_s=seconds):
             return {"Retry-After": str(max(1, round(seconds)))}
-        case EngineDraining() | EngineUnavailable():
+        case EngineDraining() | EngineUnavailable() | TooManyConnections() | CutByShutdown():
             return {"Retry-After": str(round(RETRY_UNAVAILABLE_S))}
         case InvalidApiKey():
             return {"WWW-Authenticate": "Bearer"}

@@ -9,13 +9,16 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import EngineRequest, SequenceStart
 from distllm.server.choice import Choice, ChoiceDelta
+from distllm.server.errors import CutByShutdown, GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 from distllm.server.prompt_run import PromptRun
+from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
 from distllm.server.tokenizer import Tokenizer
 
@@ -24,7 +27,7 @@ class Generation:
     """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
 
     Choice j of prompt i has index i * num_sampled + j. Starting raises what Engine.submit raises, iterating
-    GenerationFailed.
+    GenerationFailed, or CutByShutdown where the server is ending.
     """
 
     def __init__(
@@ -68,7 +71,12 @@ class Generation:
         if self.is_finished:
             raise StopAsyncIteration
         number, output = await self._merged.__anext__()
-        deltas = self._runs[number].accept(output)
+        try:
+            deltas = self._runs[number].accept(output)
+        except GenerationFailed as error:
+            if self._engine.state in ("draining", "stopped"):
+                raise CutByShutdown(str(error)) from None
+            raise
         self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
         return deltas
 
@@ -80,6 +88,10 @@ class Generation:
     @property
     def choices(self) -> list[Choice]:
         return [choice for run in self._runs for choice in run.choices]
+
+    def prompt_logprobs(self, index: int) -> list[TokenLogprobs]:
+        """Scores of the prompt's tokens after the first, for the choice of that index in a whole response."""
+        return self._runs[index // self.plan.n].prompt_logprobs
 
     def usage(self) -> Usage:
         """Tokens so far."""
@@ -99,9 +111,11 @@ class Generation:
             priority=self.plan.priority,
             arrival_s=time.time(),
         )
+        prompt_text = await read_prompt(self._tokenizer, self.plan, prompt)
         stream = await self._stack.enter_async_context(self._engine.submit(request))
         observer = self._stack.enter_context(self._metrics.observe(len(prompt.token_ids), num_sampled))
         choices = [
-            Choice(number * num_sampled + index, self.plan, prompt, self._tokenizer) for index in range(num_sampled)
+            Choice(number * num_sampled + index, self.plan, prompt, prompt_text, self._tokenizer)
+            for index in range(num_sampled)
         ]
         return PromptRun(choices, stream, observer, self.plan, prompt)

@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 
 from distllm.engine.checkpoint import CheckpointError
@@ -21,7 +20,9 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.server.app import create_app
 from distllm.server.config import Settings
+from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
+from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
@@ -29,6 +30,8 @@ from distllm.server.tokenizer import Tokenizer
 
 logger = logging.getLogger("distllm.server")
 
+_CONNECTIONS_A_DESCRIPTOR = 0.75
+"""The rest of the file descriptors is for everything else."""
 EMBEDDED_MODEL_NAME = "distllm-embedded"
 
 
@@ -84,12 +87,15 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
 async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:
     """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
     started_s = time.monotonic()
+    asyncio.get_running_loop().set_exception_handler(QuietAccept())
+    max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
     engine = EngineClient(start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s)
     await engine.start()
     try:
         app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
-        http = DrainingServer(_uvicorn_config(app), engine, settings.server.drain_s)
+        config = http_config(app, ConnectionSettings(max_connections=max_connections))
+        http = DrainingServer(config, engine, settings.server.drain_s)
         serving = asyncio.create_task(http.serve([listener]), name="http")
         ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +136,7 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> Fa
         max_body_bytes=int(settings.server.max_body_mb * 2**20),
         keep_alive_s=settings.server.keep_alive_s,
         stall_s=settings.server.stall_s,
+        max_live=settings.scheduler.max_num_seqs + settings.scheduler.max_waiting,
     )
     return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
 
@@ -146,10 +153,6 @@ def load_text_side(settings: Settings, checkpoint: Path) -> tuple[Tokenizer, Gen
 def model_name(settings: Settings) -> str:
     """The name in the API: what the user asked for, as written."""
     return settings.model.model or EMBEDDED_MODEL_NAME
-
-
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=5)
 
 
 def _listen(host: str, port: int) -> socket.socket:

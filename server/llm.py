@@ -122,11 +122,10 @@ class LLM:
             raise InvalidRequest("prompts must be a text, texts, token ids or lists of token ids", "prompts")
         if not prompts and isinstance(prompts, list):
             return []
-        if sampling_params is None:
-            max_tokens = self._defaults.max_new_tokens or DEFAULT_MAX_TOKENS
-            sampling_params = replace(self.default_params, max_tokens=max_tokens)
+        max_tokens = self._defaults.max_new_tokens or DEFAULT_MAX_TOKENS
+        default = replace(self.default_params, max_tokens=max_tokens)
         encoded = self._thread.run(encode_prompts(self._tokenizer, parse_prompts(prompts)))
-        return self._run(encoded, sampling_params, n, stop, use_tqdm)
+        return self._run(encoded, sampling_params, default, n, stop, use_tqdm)
 
     def chat(
         self,
@@ -150,19 +149,26 @@ class LLM:
             return []
         conversations = cast(list[list[Message]], messages if isinstance(messages[0], list) else [messages])
         encoded = self._thread.run(encode_conversations(self._tokenizer, conversations, chat_template_kwargs or {}))
-        params = self.default_params if sampling_params is None else sampling_params
-        return self._run(encoded, params, n, stop, use_tqdm)
+        return self._run(encoded, sampling_params, self.default_params, n, stop, use_tqdm)
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise EngineUnavailable("this LLM has been closed")
 
     def _run(
-        self, prompts: list[EncodedPrompt], params: Params, n: int, stop: str | Sequence[str], use_tqdm: bool
+        self,
+        prompts: list[EncodedPrompt],
+        asked: Params | None,
+        default: SamplingParams,
+        n: int,
+        stop: str | Sequence[str],
+        use_tqdm: bool,
     ) -> list[PromptResult]:
+        params, are_defaults = (default, True) if asked is None else (asked, False)
         stops = parse_stop(list(stop) if isinstance(stop, tuple) else stop)
         eos_token_ids = self._defaults.eos_token_ids
-        plans = plan_batch(prompts, params, eos_token_ids, Limits.of(self._engine.info), n, stops)
+        limits = Limits.of(self._engine.info)
+        plans = plan_batch(prompts, params, eos_token_ids, limits, n, stops, are_defaults)
         with BatchBar(len(plans), use_tqdm) as bar:
             return self._thread.run(run_batch(self._engine, self._tokenizer, plans, self._max_live, bar))
 

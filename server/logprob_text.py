@@ -8,6 +8,8 @@ from distllm.server.protocol.responses import (
     ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
     TopLogprob,
 )
 from distllm.server.tokenizer import Tokenizer
@@ -41,6 +43,20 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[ScoredToken], num_top: 
             if token.scores is not None
         ]
     )
+
+
+def prompt_logprobs(tokenizer: Tokenizer, scores: Iterable[TokenLogprobs], num_top: int) -> PromptLogprobs:
+    """The scores of a prompt's tokens after the first, in vLLM's form."""
+    return [None, *(_ranked(tokenizer, entry, num_top) for entry in scores)]
+
+
+def _ranked(tokenizer: Tokenizer, scores: TokenLogprobs, num_top: int) -> dict[int, PromptLogprob]:
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(_top(scores, num_top), 1)}
+    logprobs = {scores.token_id: scores.logprob} | dict(_top(scores, num_top))
+    return {
+        token_id: PromptLogprob(_finite(logprob), ranks.get(token_id), legacy_token(tokenizer, token_id))
+        for token_id, logprob in logprobs.items()
+    }
 
 
 def legacy_token(tokenizer: Tokenizer, token_id: int) -> str:

@@ -12,6 +12,7 @@ from distllm.server.choice import Choice
 from distllm.server.errors import GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.ports import Engine
+from distllm.server.prompt_text import PromptText, read_prompt
 from distllm.server.tokenizer import Tokenizer
 
 
@@ -55,7 +56,8 @@ async def complete(
 ) -> PromptResult:
     """Run a plan of one prompt. Raises what Engine.submit raises; `on_tokens` hears how many tokens came."""
     (prompt,) = plan.prompts
-    sequences = [_Sequence(index, plan, prompt, tokenizer) for index in range(plan.num_sampled)]
+    prompt_text = await read_prompt(tokenizer, plan, prompt)
+    sequences = [_Sequence(index, plan, prompt, prompt_text, tokenizer) for index in range(plan.num_sampled)]
     prompt_logprobs, num_cached_tokens = None, 0
     async with engine.submit(_request(plan, prompt)) as stream:
         async for output in stream:
@@ -89,8 +91,10 @@ def _request(plan: GenerationPlan, prompt: PromptPlan) -> EngineRequest:
 class _Sequence:
     """Gathers the outputs of one sequence."""
 
-    def __init__(self, index: int, plan: GenerationPlan, prompt: PromptPlan, tokenizer: Tokenizer) -> None:
-        self._choice = Choice(index, plan, prompt, tokenizer)
+    def __init__(
+        self, index: int, plan: GenerationPlan, prompt: PromptPlan, prompt_text: PromptText, tokenizer: Tokenizer
+    ) -> None:
+        self._choice = Choice(index, plan, prompt, prompt_text, tokenizer)
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = None if prompt.params.logprobs is None else []

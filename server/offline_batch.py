@@ -64,8 +64,12 @@ def plan_batch(
     limits: Limits,
     n: int,
     stop: tuple[str, ...],
+    are_defaults: bool = False,
 ) -> list[GenerationPlan]:
-    """A plan for each prompt. `params` are for all or one for each. Raises InvalidRequest before anything runs."""
+    """A plan for each prompt. `params` are for all or one for each. Raises InvalidRequest before anything runs.
+
+    `are_defaults` says that nobody chose the parameters: then max_tokens yields to the room that a prompt leaves.
+    """
     if type(n) is not int or n < 1:
         raise InvalidRequest(f"n must be a whole number of at least 1, not {n!r}", "n")
     each = _each_params(params, len(prompts))
@@ -74,11 +78,12 @@ def plan_batch(
             f"sampling_params holds {len(each)} values for {len(prompts)} prompts; give one for each, or just one",
             "sampling_params",
         )
+    max_field = None if are_defaults else "max_tokens"
     plans = []
     for prompt, asked in zip(prompts, each, strict=True):
         resolved = _with_ends(asked, eos_token_ids)
         limits.check_params(resolved)
-        planned = limits.plan_prompt(prompt.token_ids, prompt.text, resolved, prompt.field, "max_tokens")
+        planned = limits.plan_prompt(prompt.token_ids, prompt.text, resolved, prompt.field, max_field)
         plans.append(GenerationPlan(prompts=(planned,), n=n, num_sampled=n, seed=asked.seed, stop=stop))
     return plans
 
@@ -94,8 +99,10 @@ def _each_params(params: SamplingParams | Sequence[SamplingParams], num_prompts:
 async def run_batch(
     engine: Engine, tokenizer: Tokenizer, plans: Sequence[GenerationPlan], max_live: int, bar: BatchBar
 ) -> list[PromptResult]:
-    """Run plans, at most `max_live` in the engine at a time. Raises EngineUnavailable when the engine is lost."""
-    places = asyncio.Semaphore(max_live)
+    """Run plans, about `max_live` sequences in the engine at a time. Raises EngineUnavailable when the engine is
+    lost."""
+    most_sampled = max((plan.num_sampled for plan in plans), default=1)
+    places = asyncio.Semaphore(max(1, max_live // most_sampled))
 
     async def run(plan: GenerationPlan) -> PromptResult:
         async with places:

@@ -1,5 +1,6 @@
 """The sequences of one prompt of a request: from the engine's outputs to deltas of their choices."""
 
+from distllm.engine.interface import TokenLogprobs
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.choice import Choice, ChoiceDelta
 from distllm.server.errors import GenerationFailed
@@ -22,6 +23,7 @@ class PromptRun:
         self.choices = choices
         self.stream = stream
         self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._observer = observer
         self._owes_echo = plan.echo
         self._awaits_scores = prompt.params.prompt_logprobs is not None and len(prompt.token_ids) > 1
@@ -35,6 +37,7 @@ class PromptRun:
         if self._awaits_scores and output.prompt_logprobs is None and output.error is None:
             self._held.append(output)
             return []
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         outputs, self._held, self._awaits_scores = [output, *self._held], [], False
         deltas = self._echoes(output)
         for each in outputs:

@@ -9,12 +9,12 @@ from starlette.requests import Request
 
 from distllm.server.errors import InvalidRequest, ModelNotFound
 from distllm.server.generation import Generation
-from distllm.server.generation_plan import GenerationPlan, Limits
+from distllm.server.generation_plan import GenerationPlan, Limits, prompt_too_long
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 from distllm.server.protocol.chat import ChatPrompt
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
-from distllm.server.tokenizer import Tokenizer
+from distllm.server.tokenizer import TextTooLong, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,24 +45,33 @@ class Service:
         if name is not None and name not in self.settings.model_names:
             raise ModelNotFound(name, self.settings.model_names)
 
-    async def encode_prompt(self, text: str) -> list[int]:
+    async def encode_prompt(self, text: str, field: str) -> list[int]:
         """Token ids of a prompt; an empty one is the start of a document. Raises InvalidRequest."""
-        token_ids = await self.tokenizer.encode(text)
+        max_tokens = self.limits.max_model_len
+        try:
+            token_ids = await self.tokenizer.encode(text, max_tokens=max_tokens)
+        except TextTooLong as error:
+            raise prompt_too_long(max_tokens, f"at least {error.least_tokens}", field) from None
         if token_ids:
             return token_ids
         start = self.tokenizer.document_start
         starts = self.defaults.eos_token_ids if start is None else (start,)
         if not starts:
-            raise InvalidRequest("prompt is empty, and this model has no token that begins a document", "prompt")
+            raise InvalidRequest("prompt is empty, and this model has no token that begins a document", field)
         return [starts[0]]
 
-    async def encode_chat(self, asked: ChatPrompt) -> list[int]:
+    async def encode_chat(self, asked: ChatPrompt, max_tokens: int | None = None) -> list[int]:
         """Token ids of a conversation. Raises NoChatTemplate or InvalidRequest."""
         continues = bool(asked.continue_final_message)
         adds = not continues if asked.add_generation_prompt is None else asked.add_generation_prompt
-        return await self.tokenizer.encode_chat(
-            [message.for_template() for message in asked.messages], adds, continues, asked.chat_template_kwargs
-        )
+        messages = [message.for_template() for message in asked.messages]
+        try:
+            return await self.tokenizer.encode_chat(
+                messages, adds, continues, asked.chat_template_kwargs, max_tokens
+            )
+        except TextTooLong as error:
+            assert max_tokens is not None
+            raise prompt_too_long(max_tokens, f"at least {error.least_tokens}", "messages") from None
 
     def generation(self, plan: GenerationPlan, prefix: str) -> Generation:
         """A generation under a fresh id such as cmpl-..., not yet entered."""

@@ -9,21 +9,23 @@ class FrontEndSettings:
 
     No `api_keys` means that no key is asked for. `keep_alive_s` is the silence after which a stream carries a
     comment, 0 for none. `stall_s` is how long work may wait without a finished step before /health says so.
-    `max_choices` bounds prompts x max(n, best_of) of one request.
+    `max_choices` bounds prompts x max(n, best_of) of one request, `max_live` the sequences of all: the engine takes
+    a prompt while fewer are live.
     """
 
     model_names: tuple[str, ...]
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = 16 * 1024 * 1024
     max_choices: int = 1024
+    max_live: int = 576
     keep_alive_s: float = 15.0
     stall_s: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
             raise ValueError("model_names must hold at least one name, and no empty one")
-        if self.max_body_bytes < 1 or self.max_choices < 1:
-            raise ValueError("max_body_bytes and max_choices must be at least 1")
+        if min(self.max_body_bytes, self.max_choices, self.max_live) < 1:
+            raise ValueError("max_body_bytes, max_choices and max_live must be at least 1")
         if self.keep_alive_s < 0 or self.stall_s <= 0:
             raise ValueError("keep_alive_s must be at least 0 and stall_s above 0")
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import anyio
 import msgspec
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.types import Receive, Scope, Send
+from sse_starlette import EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from distllm.server.choice import ChoiceDelta
 from distllm.server.errors import GenerationFailed, error_frame
@@ -19,6 +19,7 @@ from distllm.server.generation import Generation
 logger = logging.getLogger("distllm.server")
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class Chunks(Protocol):
@@ -32,23 +33,38 @@ class Chunks(Protocol):
 
 
 class GenerationStream(EventSourceResponse):
-    """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away."""
+    """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away.
+
+    After each `keep_alive_s` of silence a comment is sent.
+    """
 
     def __init__(self, generation: Generation, chunks: Chunks, keep_alive_s: float) -> None:
-        super().__init__(frames(generation, chunks), ping=keep_alive_s, sep="\n", ping_message_factory=_keep_alive)
+        super().__init__(frames(generation, chunks), ping=keep_alive_s, sep="\n")
         self._generation = generation
+        self._last_sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_note(message: Message) -> None:
+            await send(message)
+            self._last_sent_s = anyio.current_time()
+
         async with self._generation:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_and_note)
+
+    async def _ping(self, send: Send) -> None:
+        self._last_sent_s = anyio.current_time()
+        while self.active:
+            left_s = self._last_sent_s + self.ping_interval - anyio.current_time()
+            if left_s > 0:
+                await anyio.sleep(left_s)
+                continue
+            async with self._send_lock:
+                if self.active:
+                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """Live streams outlast SIGTERM: the server drains, and the engine ends what does not end in time."""
         await anyio.sleep_forever()
-
-
-def _keep_alive() -> ServerSentEvent:
-    return ServerSentEvent(comment="keep-alive", sep="\n")
 
 
 async def frames(generation: Generation, chunks: Chunks) -> AsyncIterator[bytes]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distllm.engine.interface import SampleSpec
+from distllm.engine.sampling.token_counts import CountsCache, TokenCounts
 from distllm.engine.sampling_params import SamplingParams
 
 _LEAST_FACTOR, _LARGEST_FACTOR = 1e-30, 1e30
@@ -25,6 +25,10 @@ class Adjustments:
         self._device = device
         self._min_tokens_rows = [row for row, p in enumerate(params) if p.min_tokens > 0]
         self._penalty_rows = [row for row, p in enumerate(params) if p.needs_history]
+        penalised = [params[row] for row in self._penalty_rows]
+        self._factors = [min(max(p.repetition_penalty, _LEAST_FACTOR), _LARGEST_FACTOR) for p in penalised]
+        self._frequencies = [p.frequency_penalty for p in penalised]
+        self._presences = [p.presence_penalty for p in penalised]
         biases = [
             (row, token_id, bias)
             for row, p in enumerate(params)
@@ -34,13 +38,13 @@ class Adjustments:
         self._bias_rows, self._bias_ids = self._positions((row, token_id) for row, token_id, _ in biases)
         self._biases = torch.tensor([bias for _, _, bias in biases], device=device)
 
-    def apply(self, logits: Tensor, specs: Sequence[SampleSpec]) -> None:
+    def apply(self, logits: Tensor, specs: Sequence[SampleSpec], cache: CountsCache) -> None:
         """Change float32 [rows, vocab] in place; `specs` have the params that this was built with."""
         self._ban_ends(logits, specs)
         if len(self._biases):
             logits[self._bias_rows, self._bias_ids] += self._biases
-        for row in self._penalty_rows:
-            self._penalise(logits[row], specs[row])
+        if self._penalty_rows:
+            self._penalise(logits, cache.of([specs[row] for row in self._penalty_rows], self._vocab_size))
 
     def _ban_ends(self, logits: Tensor, specs: Sequence[SampleSpec]) -> None:
         banned = [
@@ -54,25 +58,22 @@ class Adjustments:
             rows, ids = self._positions(banned)
             logits[rows, ids] = -torch.inf
 
-    def _penalise(self, logits: Tensor, spec: SampleSpec) -> None:
-        """Repetition over every known token, then frequency and presence over the output alone; logits: [vocab]."""
-        history = np.asarray(spec.history, dtype=np.int64)
-        if spec.params.repetition_penalty != 1.0:
-            ids, _ = self._counted(history)
-            factor = min(max(spec.params.repetition_penalty, _LEAST_FACTOR), _LARGEST_FACTOR)
-            seen = logits[ids]
-            logits[ids] = torch.where(seen > 0, seen / factor, seen * factor)
-        if spec.params.frequency_penalty != 0.0 or spec.params.presence_penalty != 0.0:
-            ids, counts = self._counted(history[spec.num_prompt_tokens :])
-            logits[ids] -= counts * spec.params.frequency_penalty + spec.params.presence_penalty
+    def _penalise(self, logits: Tensor, histories: Sequence[TokenCounts]) -> None:
+        """Repetition over every known token, then frequency and presence over the output alone."""
+        sizes = [len(history.ids) for history in histories]
+        places = np.concatenate([history.ids for history in histories])  # in logits laid out as one row
+        places += np.repeat(np.asarray(self._penalty_rows, dtype=np.int64) * self._vocab_size, sizes)
+        index = torch.from_numpy(places).to(self._device)
+        counts = torch.from_numpy(np.concatenate([history.counts for history in histories])).to(self._device)
+        factors = self._spread(self._factors, sizes)
+        seen = logits.take(index)
+        seen = torch.where(seen > 0, seen / factors, seen * factors)
+        said = counts * self._spread(self._frequencies, sizes) + self._spread(self._presences, sizes)
+        logits.put_(index, torch.where(counts > 0, seen - said, seen))
 
-    def _counted(self, history: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Each token id of `history` once, int64, and how often it is there, float32."""
-        ids, counts = np.unique(history[(history >= 0) & (history < self._vocab_size)], return_counts=True)
-        return (
-            torch.from_numpy(ids).to(self._device),
-            torch.from_numpy(counts.astype(np.float32)).to(self._device),
-        )
+    def _spread(self, values: Sequence[float], sizes: Sequence[int]) -> Tensor:
+        """Each value, float32, as often as its history has tokens."""
+        return torch.from_numpy(np.repeat(np.asarray(values, dtype=np.float32), sizes)).to(self._device)
 
     def _positions(self, pairs: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         columns = torch.tensor(list(pairs), dtype=torch.int64, device=self._device).reshape(-1, 2)

@@ -18,6 +18,7 @@ from distllm.engine.sampling.normalising import log_softmax, softmax_into
 from distllm.engine.sampling.philox import uniforms
 from distllm.engine.sampling.plan import RowGroup, SamplingPlan
 from distllm.engine.sampling.ranking import best_ids, block_maxima
+from distllm.engine.sampling.token_counts import CountsCache
 
 _MAX_LOGITS_AT_ONCE = 1 << 22
 """Bounds the memory held between steps."""
@@ -47,13 +48,14 @@ class _Rows:
 class Sampler:
     """Samples step after step.
 
-    Between steps it keeps the parameter tensors of the last batch composition and memory for probabilities, which
-    would otherwise be new pages each time.
+    Between steps it keeps the parameter tensors of the last batch composition, the token counts of the sequences in
+    it, and memory for probabilities, which would otherwise be new pages each time.
     """
 
     def __init__(self) -> None:
         self._plan: SamplingPlan | None = None
         self._scratch = torch.empty(0)
+        self._counts = CountsCache()
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, specs: Sequence[SampleSpec]) -> list[SampledToken]:
@@ -65,7 +67,7 @@ class Sampler:
             return []
         plan = self._plan_for(logits, specs)
         raw = log_softmax(plan.scored.take(logits)) if plan.scored else None
-        plan.adjustments.apply(logits, specs)
+        plan.adjustments.apply(logits, specs, self._counts)
         token_ids = self._choose(logits, plan, specs).tolist()
         logprobs: list[TokenLogprobs | None] = [None] * len(specs)
         if raw is not None:

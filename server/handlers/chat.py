@@ -1,9 +1,11 @@
 """POST /v1/chat/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.server.body import read_json
+from distllm.server.body import read_body
 from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, check_num_choices
 from distllm.server.handlers.chat_chunks import ChatChunks
@@ -23,7 +25,7 @@ router = APIRouter(route_class=DirectRoute)
 async def create_chat_completion(request: Request) -> Response:
     """OpenAI's chat completion: the assistant's next message."""
     service = service_of(request)
-    asked = validate(ChatCompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked = await read_body(request, service.settings.max_body_bytes, partial(validate, ChatCompletionRequest))
     asked.check()
     service.check_model(asked.model)
     generation = service.generation(await plan_chat(service, asked), "chatcmpl")
@@ -39,18 +41,20 @@ async def create_chat_completion(request: Request) -> Response:
 async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:
     """The conversation as one prompt within the model's limits. Raises InvalidRequest, InvalidParameter."""
     n = asked.n or 1
-    check_num_choices(1, n, service.settings.max_choices)
+    check_num_choices(1, n, service.settings.max_choices, service.settings.max_live)
     limits = service.limits
     max_tokens = asked.asked_max_tokens
+    max_field = None if max_tokens is None else asked.max_tokens_field
     params = asked.sampling_params(
         service.defaults,
         max_tokens=service.defaults.max_tokens if max_tokens is None else max_tokens,
         logprobs=asked.num_top_logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
     )
     limits.check_params(params)
-    token_ids = await service.encode_chat(asked)
+    token_ids = await service.encode_chat(asked, limits.max_model_len)
     return GenerationPlan(
-        prompts=(limits.plan_prompt(token_ids, None, params, "messages", asked.max_tokens_field),),
+        prompts=(limits.plan_prompt(token_ids, None, params, "messages", max_field),),
         n=n,
         num_sampled=n,
         seed=asked.seed,
@@ -58,5 +62,6 @@ async def plan_chat(service: Service, asked: ChatCompletionRequest) -> Generatio
         include_stop=bool(asked.include_stop_str_in_output),
         skip_special_tokens=asked.skip_special_tokens is not False,
         num_top_logprobs=asked.num_top_logprobs,
+        num_top_prompt_logprobs=asked.prompt_logprobs,
         priority=asked.priority or 0,
     )

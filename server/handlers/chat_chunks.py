@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 from distllm.server.choice import ChoiceDelta, ScoredToken
 from distllm.server.generation import Generation
 from distllm.server.handlers.collect import CollectedChoice
-from distllm.server.logprob_text import chat_logprobs
+from distllm.server.logprob_text import chat_logprobs, prompt_logprobs
 from distllm.server.protocol.responses import (
     ChatChoice,
     ChatChunk,
@@ -17,6 +17,7 @@ from distllm.server.protocol.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessageOut,
+    PromptLogprobs,
     Usage,
 )
 from distllm.server.protocol.sampling import SamplingFields
@@ -71,6 +72,7 @@ class ChatChunks:
                 for choice in choices
             ],
             usage=self._generation.usage(),
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def _chunk(
@@ -96,3 +98,9 @@ class ChatChunks:
 
     def _logprobs(self, tokens: list[ScoredToken]) -> ChatLogprobs | None:
         return None if self._num_top is None else chat_logprobs(self._tokenizer, tokens, self._num_top)
+
+    def _prompt_logprobs(self) -> PromptLogprobs | UnsetType:
+        num_top = self._generation.plan.num_top_prompt_logprobs
+        if num_top is None:
+            return UNSET
+        return prompt_logprobs(self._tokenizer, self._generation.prompt_logprobs(0), num_top)

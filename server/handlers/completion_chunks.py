@@ -8,8 +8,14 @@ from msgspec import UNSET, UnsetType
 from distllm.server.choice import ChoiceDelta, ScoredToken
 from distllm.server.generation import Generation
 from distllm.server.handlers.collect import CollectedChoice
-from distllm.server.logprob_text import completion_logprobs
-from distllm.server.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from distllm.server.logprob_text import completion_logprobs, prompt_logprobs
+from distllm.server.protocol.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptLogprobs,
+    Usage,
+)
 from distllm.server.protocol.sampling import SamplingFields
 from distllm.server.service import Service
 
@@ -47,7 +53,13 @@ class CompletionChunks:
         """The answer in one piece."""
         return self._completion(
             [
-                CompletionChoice(choice.text, choice.index, self._logprobs(choice.tokens), choice.finish_reason)
+                CompletionChoice(
+                    choice.text,
+                    choice.index,
+                    self._logprobs(choice.tokens),
+                    choice.finish_reason,
+                    self._prompt_logprobs(choice.index),
+                )
                 for choice in choices
             ],
             self._generation.usage(),
@@ -71,3 +83,9 @@ class CompletionChunks:
         if self._num_top is None:
             return None
         return completion_logprobs(self._tokenizer, tokens, self._num_top)
+
+    def _prompt_logprobs(self, index: int) -> PromptLogprobs | UnsetType:
+        num_top = self._generation.plan.num_top_prompt_logprobs
+        if num_top is None:
+            return UNSET
+        return prompt_logprobs(self._tokenizer, self._generation.prompt_logprobs(index), num_top)

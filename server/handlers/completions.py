@@ -1,9 +1,11 @@
 """POST /v1/completions."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.server.body import read_json
+from distllm.server.body import read_body
 from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, Limits, PromptPlan, check_num_choices
 from distllm.server.handlers.collect import collect
@@ -23,7 +25,7 @@ router = APIRouter(route_class=DirectRoute)
 async def create_completion(request: Request) -> Response:
     """OpenAI's completion: text goes on from a prompt."""
     service = service_of(request)
-    asked = validate(CompletionRequest, await read_json(request, service.settings.max_body_bytes))
+    asked = await read_body(request, service.settings.max_body_bytes, partial(validate, CompletionRequest))
     asked.check()
     service.check_model(asked.model)
     generation = service.generation(await plan_completion(service, asked), "cmpl")
@@ -38,7 +40,8 @@ async def create_completion(request: Request) -> Response:
 
 async def plan_completion(service: Service, asked: CompletionRequest) -> GenerationPlan:
     """Prompts as token ids within the model's limits. Raises InvalidRequest, InvalidParameter."""
-    check_num_choices(len(asked.prompt), asked.num_sampled, service.settings.max_choices)
+    settings = service.settings
+    check_num_choices(len(asked.prompt), asked.num_sampled, settings.max_choices, settings.max_live)
     limits = service.limits
     return GenerationPlan(
         prompts=await _plan_prompts(service, asked, limits),
@@ -50,26 +53,30 @@ async def plan_completion(service: Service, asked: CompletionRequest) -> Generat
         skip_special_tokens=asked.skip_special_tokens is not False,
         echo=bool(asked.echo),
         num_top_logprobs=asked.logprobs,
+        num_top_prompt_logprobs=asked.prompt_logprobs,
         priority=asked.priority or 0,
     )
 
 
 async def _plan_prompts(service: Service, asked: CompletionRequest, limits: Limits) -> tuple[PromptPlan, ...]:
     is_ranked = asked.num_sampled > (asked.n or 1)
-    max_tokens = asked.max_tokens
-    if max_tokens is None and service.defaults.max_tokens is not None:
-        max_tokens = service.defaults.max_tokens
+    default = DEFAULT_MAX_TOKENS if service.defaults.max_tokens is None else service.defaults.max_tokens
+    max_field = None if asked.max_tokens is None else "max_tokens"
     params = asked.sampling_params(
         service.defaults,
-        max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        max_tokens=default if asked.max_tokens is None else asked.max_tokens,
         logprobs=0 if asked.logprobs is None and is_ranked else asked.logprobs,
-        prompt_logprobs=asked.logprobs if asked.echo else None,
+        prompt_logprobs=_more(asked.prompt_logprobs, asked.logprobs if asked.echo else None),
     )
     limits.check_params(params)
     plans = []
     for number, prompt in enumerate(asked.prompt):
         field = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
         text = prompt if isinstance(prompt, str) else None
-        token_ids = await service.encode_prompt(prompt) if isinstance(prompt, str) else prompt
-        plans.append(limits.plan_prompt(token_ids, text, params, field, "max_tokens"))
+        token_ids = await service.encode_prompt(prompt, field) if isinstance(prompt, str) else prompt
+        plans.append(limits.plan_prompt(token_ids, text, params, field, max_field))
     return tuple(plans)
+
+
+def _more(*counts: int | None) -> int | None:
+    return max((count for count in counts if count is not None), default=None)

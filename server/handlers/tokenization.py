@@ -1,9 +1,11 @@
 """POST /tokenize and /detokenize."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.server.body import read_json
+from distllm.server.body import read_body
 from distllm.server.errors import InvalidRequest
 from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
@@ -28,29 +30,23 @@ router = APIRouter(route_class=DirectRoute)
 async def tokenize(request: Request) -> Response:
     """Token ids of a prompt or of a conversation."""
     service = service_of(request)
-    body = await read_json(request, service.settings.max_body_bytes)
-    asked = _parse(body)
+    asked = await read_body(request, service.settings.max_body_bytes, _parse)
     service.check_model(asked.model)
     token_ids = await _encode(service, asked)
-    token_strs = [legacy_token(service.tokenizer, token_id) for token_id in token_ids]
-    return json_response(
-        TokenizeResponse(
-            len(token_ids),
-            service.limits.max_model_len,
-            token_ids,
-            token_strs if asked.return_token_strs else None,
-        )
-    )
+    token_strs = None
+    if asked.return_token_strs:
+        token_strs = [legacy_token(service.tokenizer, token_id) for token_id in token_ids]
+    return json_response(TokenizeResponse(len(token_ids), service.limits.max_model_len, token_ids, token_strs))
 
 
 @router.post("/detokenize", openapi_extra=describe(DetokenizeRequest))
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service = service_of(request)
-    asked = validate(DetokenizeRequest, await read_json(request, service.settings.max_body_bytes))
+    asked = await read_body(request, service.settings.max_body_bytes, partial(validate, DetokenizeRequest))
     service.check_model(asked.model)
     service.limits.check_token_ids(asked.tokens, "tokens")
-    return json_response(DetokenizeResponse(service.tokenizer.decode(asked.tokens)))
+    return json_response(DetokenizeResponse(await service.tokenizer.decode_long(asked.tokens)))
 
 
 @router.get("/tokenizer_info")

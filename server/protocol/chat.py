@@ -4,15 +4,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
-from distllm.server.errors import InvalidRequest
+from distllm.server.errors import InvalidRequest, shown
 from distllm.server.protocol.sampling import Int64, SamplingFields
 from distllm.server.protocol.validation import RequestModel, Unsupported, validate
 
+MAX_ITEMS = 8192
+"""Most messages of a conversation, and parts of a message."""
+
 Role = Literal["system", "developer", "user", "assistant"]
-RESERVED_TEMPLATE_NAMES = frozenset(
-    ("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-     "conversation", "tokenize", "return_dict", "sanitize_control_tokens")
-)  # fmt: skip
 
 
 def parse_content(value: Any) -> str | None:
@@ -21,6 +20,7 @@ def parse_content(value: Any) -> str | None:
         return value
     if not isinstance(value, list):
         raise InvalidRequest("content must be a string or a list of parts", "content", "invalid_type")
+    _check_count(value, "content", "parts")
     return "\n".join(_part_text(part, f"content[{number}]") for number, part in enumerate(value))
 
 
@@ -30,6 +30,7 @@ def parse_messages(value: Any) -> list["ChatMessage"]:
         raise InvalidRequest("messages must be a list of messages", "messages", "invalid_type")
     if not value:
         raise InvalidRequest("messages must hold at least one message", "messages")
+    _check_count(value, "messages", "messages")
     return [_parse_message(message, f"messages[{number}]") for number, message in enumerate(value)]
 
 
@@ -69,9 +70,6 @@ class ChatPrompt(RequestModel):
             raise InvalidRequest(
                 "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
             )
-        if reserved := RESERVED_TEMPLATE_NAMES.intersection(self.chat_template_kwargs or ()):
-            name = min(reserved)
-            raise InvalidRequest(f"chat_template_kwargs must not set {name}", f"chat_template_kwargs.{name}")
 
 
 class ChatCompletionRequest(SamplingFields, ChatPrompt):
@@ -100,7 +98,7 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
 
     def check(self) -> None:
         """Rules between fields. Raises InvalidRequest."""
-        self.check_stream_options()
+        self.check_stream_fields()
         self.check_template_fields()
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs is only allowed when logprobs is true", "top_logprobs")
@@ -125,6 +123,11 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+def _check_count(items: list[Any], path: str, things: str) -> None:
+    if len(items) > MAX_ITEMS:
+        raise InvalidRequest(f"{path} holds {len(items)} {things}; at most {MAX_ITEMS} are accepted", path)
+
+
 def _parse_message(value: Any, path: str) -> ChatMessage:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{path} must be an object with role and content", path, "invalid_type")
@@ -143,13 +146,13 @@ def _part_text(part: Any, path: str) -> str:
         case {"type": "text", "text": str(text)}:
             if len(part) > 2:
                 extra = min(part.keys() - {"type", "text"})
-                raise InvalidRequest(f"unknown field {path}.{extra}", f"{path}.{extra}", "unknown_parameter")
+                raise InvalidRequest(f"unknown field {path}.{shown(extra)}", f"{path}.{extra}", "unknown_parameter")
             return text
         case {"type": "text"}:
             raise InvalidRequest(f"{path}.text must be a string", f"{path}.text", "invalid_type")
         case {"type": str(kind)}:
             raise InvalidRequest(
-                f"{path}: parts of type {kind!r} are not supported by this server; send text",
+                f"{path}: parts of type {shown(kind)!r} are not supported by this server; send text",
                 f"{path}.type",
                 "unsupported_value",
             )

@@ -20,7 +20,12 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    unsupported: ClassVar[Unsupported] = {"suffix": ("",)}
+    unsupported: ClassVar[Unsupported] = {
+        "suffix": ("",),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "response_format": ({"type": "text"},),
+    }
 
     @property
     def num_sampled(self) -> int:
@@ -29,7 +34,7 @@ class CompletionRequest(SamplingFields):
 
     def check(self) -> None:
         """Rules between fields. Raises InvalidRequest."""
-        self.check_stream_options()
+        self.check_stream_fields()
         n = self.n or 1
         if self.num_sampled < n:
             raise InvalidRequest(f"best_of must be at least n, which is {n}", "best_of")

@@ -3,9 +3,10 @@ InvalidRequest naming the field."""
 
 from typing import Any
 
-from distllm.server.errors import InvalidRequest
+from distllm.server.errors import InvalidRequest, shown
 
 MAX_STOP_STRINGS = 4
+MAX_STOP_TOKEN_IDS = 1024
 
 TokenIds = list[int]
 Prompt = str | TokenIds
@@ -37,10 +38,10 @@ def parse_prompts(value: Any) -> list[Prompt]:
 def parse_stop(value: Any) -> tuple[str, ...]:
     """`stop`: null, a string, or up to 4 strings, none of them empty."""
     strings = [] if value is None else [value] if isinstance(value, str) else value
+    if isinstance(strings, list) and len(strings) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"stop holds {len(strings)} strings; at most {MAX_STOP_STRINGS} are accepted", "stop")
     if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
         raise InvalidRequest("stop must be a string or a list of strings", "stop", "invalid_type")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop holds {len(strings)} strings; at most {MAX_STOP_STRINGS} are accepted", "stop")
     if "" in strings:
         raise InvalidRequest("stop must not hold an empty string", "stop")
     return tuple(strings)
@@ -52,11 +53,16 @@ def parse_logit_bias(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, dict):
         raise InvalidRequest("logit_bias must be an object of token ids to numbers", "logit_bias", "invalid_type")
-    return {_parse_bias_key(key): _parse_bias(key, bias) for key, bias in value.items()}
+    biases = {_parse_bias_key(key): _parse_bias(key, bias) for key, bias in value.items()}
+    if len(biases) < len(value):
+        raise InvalidRequest("logit_bias gives a token id twice", "logit_bias", "duplicate_parameter")
+    return biases
 
 
 def parse_stop_token_ids(value: Any) -> tuple[int, ...]:
     """`stop_token_ids`: null or a list of token ids."""
+    if isinstance(value, list) and len(value) > MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest(f"stop_token_ids holds more than {MAX_STOP_TOKEN_IDS} token ids", "stop_token_ids")
     return () if value is None else tuple(_parse_token_ids(value, "stop_token_ids", may_be_empty=True))
 
 
@@ -75,7 +81,7 @@ def _parse_token_ids(value: Any, path: str, may_be_empty: bool = False) -> Token
 
 def _parse_bias_key(key: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 16):
-        raise InvalidRequest(f"logit_bias: {key!r} is not a token id", "logit_bias")
+        raise InvalidRequest(f"logit_bias: {shown(key)!r} is not a token id", "logit_bias")
     return int(key)
 
 

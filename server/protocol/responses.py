@@ -28,6 +28,18 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """A token in the place of a prompt token. `rank` counts from 1; null where it is below those asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+"""vLLM's form: for each prompt token, itself and the likeliest by token id; null for the first."""
+
+
 class CompletionChoice(msgspec.Struct, frozen=True):
     """One text. `finish_reason` is null in a stream until the choice has ended."""
 
@@ -35,6 +47,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     index: int
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -100,6 +113,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True):

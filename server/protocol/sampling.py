@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from distllm.engine.sampling_params import SamplingParams
+from distllm.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from distllm.server.errors import InvalidRequest
 from distllm.server.protocol.fields import parse_logit_bias, parse_stop, parse_stop_token_ids
 from distllm.server.protocol.validation import RequestModel
@@ -52,6 +52,7 @@ class SamplingFields(RequestModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     priority: Priority | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     user: str | None = None
     store: bool | None = None
@@ -65,8 +66,10 @@ class SamplingFields(RequestModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def check_stream_options(self) -> None:
-        """Raises InvalidRequest when stream_options come without stream."""
+    def check_stream_fields(self) -> None:
+        """Raises InvalidRequest when stream_options come without stream, or prompt_logprobs with it, as in vLLM."""
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs are not available when stream is true", "prompt_logprobs")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options is only allowed when stream is true", "stream_options")
 

@@ -179,13 +179,23 @@ async def test_a_stream_that_is_left_is_aborted_in_the_engine() -> None:
 async def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     async with ready_client(max_waiting=0) as client:
         streams = [client.submit(long_request(number)) for number in range(8)]
-        with pytest.raises(QueueFull, match="8 requests are running or waiting") as refusal:
+        with pytest.raises(QueueFull, match="8 sequences are running or waiting") as refusal:
             client.submit(long_request(99))
         assert refusal.value.retry_after_s >= 1
         for stream in streams:
             async with stream:
                 pass
         assert await read(client, long_request(99))
+
+
+async def test_every_sequence_of_a_request_counts_in_the_queue() -> None:
+    async with ready_client(max_waiting=0) as client:
+        streams = [client.submit(long_request(1, n=7)), client.submit(long_request(2, n=5))]
+        with pytest.raises(QueueFull, match="12 sequences are running or waiting"):
+            client.submit(long_request(3))
+        for stream in streams:
+            async with stream:
+                pass
 
 
 async def test_draining_refuses_new_requests_and_waits_for_live_ones() -> None:

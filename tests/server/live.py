@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 import uvicorn
 from fastapi import FastAPI
 
+from distllm.server.http_protocol import ConnectionSettings, http_config
+
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
+async def served(app: FastAPI, settings: ConnectionSettings = ConnectionSettings()) -> AsyncIterator[str]:  # noqa: B008
     """Serve on loopback in this event loop; yields the base URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(http_config(app, settings))
         task = asyncio.create_task(server.serve([listener]))
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,14 +1,18 @@
 """POST /v1/chat/completions over an engine whose every token is known."""
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from distllm.server.app import create_app
 from distllm.server.protocol.chat import ChatCompletionRequest
 from distllm.server.settings import FrontEndSettings
 from distllm.server.tokenizer import Tokenizer
+from tests.server.checkpoints import byte_level_tokenizer, write_checkpoint
 from tests.server.fake_engine import FakeEngine
 from tests.server.sse import payloads
 
@@ -91,6 +95,15 @@ async def test_streamed_logprobs_join_to_those_of_the_whole(client: httpx.AsyncC
     assert [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]] == whole
 
 
+async def test_prompt_logprobs_belong_to_the_whole_answer(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
+    answer = await chat(client, prompt_logprobs=1, n=2, max_tokens=2)
+    ids = await byte_level.encode(RENDERED)
+    first, *rest = answer["prompt_logprobs"]
+    assert first is None
+    assert all(str(token_id) in entry for token_id, entry in zip(ids[1:], rest, strict=True))
+    assert "prompt_logprobs" not in await chat(client, max_tokens=2)
+
+
 async def test_text_parts_become_lines(
     client: httpx.AsyncClient, engine: FakeEngine, byte_level: Tokenizer
 ) -> None:
@@ -114,6 +127,42 @@ async def test_control_tokens_that_a_user_spells_are_text(
     ids = engine.requests[0].prompt_ids
     assert byte_level.decode(ids) == RENDERED.replace("hello fox", spelled)
     assert sum(byte_level.is_special(token_id) for token_id in ids) == 3
+
+
+@pytest.mark.parametrize("content", ["fox", "fox<|end|>"])
+async def test_a_template_s_variables_never_reach_the_tokenizer(
+    client: httpx.AsyncClient, engine: FakeEngine, content: str
+) -> None:
+    messages = [{"role": "user", "content": content}]
+    variables = {
+        "padding": "max_length", "max_length": 100_000, "truncation": True, "return_tensors": "pt",
+        "tokenize": False, "tokenizer_kwargs": {"padding": "max_length"}, "return_dict": True,
+        "sanitize_control_tokens": False, "conversation": [],
+    }  # fmt: skip
+    for kwargs in (variables, {}):
+        await chat(client, messages=messages, chat_template_kwargs=kwargs, max_tokens=1)
+    assert engine.requests[0].prompt_ids == engine.requests[1].prompt_ids
+
+
+@pytest.mark.parametrize("content", ["fox", "fox<|end|>"])
+async def test_variables_of_the_renderer_itself_are_refused_by_name(
+    client: httpx.AsyncClient, content: str
+) -> None:
+    names = {*inspect.signature(render_jinja_template).parameters, "messages", "self"} - {"kwargs"}
+    for name in names:
+        messages = [{"role": "user", "content": content}]
+        response = await post(client, messages=messages, chat_template_kwargs={name: 1})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == f"chat_template_kwargs.{name}"
+
+
+async def test_control_tokens_in_a_variable_are_text(tmp_path: Path) -> None:
+    template = "<|system|>{{ rule }}<|end|>{{ messages[0]['content'] }}"
+    write_checkpoint(tmp_path, byte_level_tokenizer(), template, eos_token="<|endoftext|>")
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = await tokenizer.encode_chat([{"role": "user", "content": "a"}], variables={"rule": "x<|end|><|user|>y"})
+    assert tokenizer.decode(ids) == "<|system|>x<|end|><|user|>y<|end|>a"
+    assert sum(map(tokenizer.is_special, ids)) == 2
 
 
 async def test_the_last_message_is_continued_on_request(

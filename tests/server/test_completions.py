@@ -7,7 +7,9 @@ import httpx
 import pytest
 
 from distllm.engine.sampling_params import SamplingParams
+from distllm.server.app import create_app
 from distllm.server.protocol.completions import CompletionRequest
+from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine, fake_logprob
 from tests.server.sse import payloads
@@ -50,6 +52,26 @@ async def test_sixteen_tokens_are_the_default(client: httpx.AsyncClient) -> None
     assert (await complete(client))["usage"]["completion_tokens"] == 16
 
 
+async def test_the_default_length_yields_to_the_room_that_a_prompt_leaves(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    room = 5
+    answer = await complete(client, prompt=[7] * (engine.info.max_model_len - room))
+    assert answer["usage"]["completion_tokens"] == room
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_checkpoint_s_default_length_yields_to_the_context(
+    engine: FakeEngine, byte_level: Tokenizer, path: str
+) -> None:
+    app = create_app(engine, byte_level, FrontEndSettings(model_names=("tiny",)), SamplingDefaults(max_tokens=2048))
+    field = {"prompt": "fox"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "fox"}]}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        response = await client.post(path, json={"model": "tiny", **field})
+    assert response.json()["usage"]["total_tokens"] == engine.info.max_model_len
+
+
 async def test_the_four_prompt_forms_give_the_same_text(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
     ids = await byte_level.encode(PROMPT)
     answers = [await complete(client, prompt=form) for form in (PROMPT, [PROMPT], ids, [ids])]
@@ -59,6 +81,21 @@ async def test_the_four_prompt_forms_give_the_same_text(client: httpx.AsyncClien
 async def test_null_is_accepted_for_every_optional_field(client: httpx.AsyncClient) -> None:
     fields = {*CompletionRequest.model_fields, *CompletionRequest.unsupported} - {"model", "prompt"}
     assert await complete(client, **dict.fromkeys(fields))
+
+
+@pytest.mark.parametrize(("n", "most"), [(1, 7), (2, 4), (7, 1)])
+async def test_more_prompts_than_the_engine_ever_takes_are_refused_before_any_is_submitted(
+    engine: FakeEngine, byte_level: Tokenizer, n: int, most: int
+) -> None:
+    app = create_app(engine, byte_level, FrontEndSettings(model_names=("tiny",), max_live=7))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        await complete(client, prompt=["a"] * most, n=n, max_tokens=1)
+        engine.requests.clear()
+        body = {"model": "tiny", "prompt": ["a"] * (most + 1), "n": n, "max_tokens": 1}
+        response = await client.post("/v1/completions", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+    assert f"at most {most} prompts" in response.json()["error"]["message"]
+    assert engine.requests == []
 
 
 async def test_index_is_prompt_times_n_plus_choice(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
@@ -138,12 +175,69 @@ async def test_text_offsets_point_at_the_tokens_from_the_prompt_s_start(
             assert full_text[offset : offset + len(token)] == token
 
 
+@pytest.mark.parametrize("skips", [True, False])
+async def test_text_offsets_count_special_tokens_that_the_prompt_spells(
+    client: httpx.AsyncClient, skips: bool
+) -> None:
+    prompt = "the fox<|end|> again 😀<|end|><|user|>dog"
+    answer = await complete(client, prompt=prompt, echo=True, max_tokens=2, logprobs=0, skip_special_tokens=skips)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["tokens"].count("<|end|>") == 2
+    for token, offset in zip(logprobs["tokens"][:-2], logprobs["text_offset"], strict=False):
+        assert token.startswith("bytes:") or prompt[offset : offset + len(token)] == token
+    assert logprobs["text_offset"][-2] == len(prompt)
+
+
+async def test_a_token_that_the_tokenizer_adds_takes_no_place_in_the_text(
+    engine: FakeEngine, byte_fallback: Tokenizer
+) -> None:
+    app = create_app(engine, byte_fallback, FrontEndSettings(model_names=("tiny",)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        answer = await complete(
+            client, prompt="a fox</s>", echo=True, max_tokens=0, logprobs=0, skip_special_tokens=False
+        )
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["logprobs"]["tokens"][0]) == ("a fox</s>", "<s>")
+    assert choice["logprobs"]["text_offset"][:2] == [0, 0]
+    assert choice["logprobs"]["text_offset"][-1] == len("a fox")
+
+
 async def test_half_a_character_is_named_by_its_bytes_at_the_character_s_offset(client: httpx.AsyncClient) -> None:
     logprobs = (await complete(client, prompt="😀", echo=True, max_tokens=0, logprobs=0))["choices"][0]["logprobs"]
     joined = b"".join(bytes.fromhex(token[6:].replace("\\x", "")) for token in logprobs["tokens"])
     assert joined.decode() == "😀"
     assert set(logprobs["text_offset"]) == {0}
     assert logprobs["top_logprobs"] is None
+
+
+async def test_prompt_logprobs_have_vllm_s_form(client: httpx.AsyncClient, byte_level: Tokenizer) -> None:
+    prompts = [PROMPT, "the lazy dog"]
+    answer = await complete(client, prompt=prompts, n=2, prompt_logprobs=2, max_tokens=1)
+    for choice, prompt in zip(answer["choices"], (p for p in prompts for _ in range(2)), strict=True):
+        first, *rest = choice["prompt_logprobs"]
+        ids = await byte_level.encode(prompt)
+        assert first is None
+        assert len(rest) == len(ids) - 1
+        for position, (token_id, entry) in enumerate(zip(ids[1:], rest, strict=True), 1):
+            assert len(entry) == 2
+            own = entry[str(token_id)]
+            assert own["logprob"] == pytest.approx(fake_logprob(token_id, position))
+            assert (own["rank"], own["decoded_token"]) == (2, byte_level.decode([token_id]))
+            assert sorted(rival["rank"] for rival in entry.values()) == [1, 2]
+
+
+async def test_prompt_logprobs_of_zero_hold_the_prompt_s_own_tokens(
+    client: httpx.AsyncClient, byte_level: Tokenizer
+) -> None:
+    answer = await complete(client, prompt_logprobs=0, echo=True, logprobs=3, max_tokens=1)
+    ids = await byte_level.encode(PROMPT)
+    entries = answer["choices"][0]["prompt_logprobs"][1:]
+    assert [list(entry) for entry in entries] == [[str(token_id)] for token_id in ids[1:]]
+    assert [entry[str(token_id)]["rank"] for entry, token_id in zip(entries, ids[1:], strict=True)] == [None] * 3
+
+
+async def test_without_being_asked_for_there_are_no_prompt_logprobs(client: httpx.AsyncClient) -> None:
+    assert "prompt_logprobs" not in (await complete(client, echo=True, logprobs=1))["choices"][0]
 
 
 async def test_top_logprobs_hold_the_chosen_token_beside_the_likeliest(client: httpx.AsyncClient) -> None:
@@ -300,6 +394,24 @@ async def test_a_failure_before_the_answer_is_a_500_in_the_error_shape(
         "param": None,
         "code": "generation_failed",
     }
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_what_the_end_of_the_server_cuts_off_is_to_be_tried_elsewhere(
+    client: httpx.AsyncClient, engine: FakeEngine, is_streamed: bool
+) -> None:
+    def ends(request: Any, index: int) -> list[int]:
+        engine.state = "draining"
+        return [5]
+
+    engine.fail_after, engine.script = 2, ends
+    if is_streamed:
+        error = (await stream(client))[-1]["error"]
+    else:
+        response = await client.post("/v1/completions", json={"model": "tiny", "prompt": PROMPT})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        error = response.json()["error"]
+    assert (error["code"], error["message"]) == ("draining", "the fake engine failed")
 
 
 async def test_a_failure_in_the_middle_of_a_stream_is_one_error_frame(

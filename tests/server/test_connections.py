@@ -93,6 +93,16 @@ async def test_a_silent_stream_carries_comments(byte_level: Tokenizer, settings:
     assert lines.count("data: [DONE]") == 1
 
 
+async def test_a_stream_that_flows_carries_no_comments(byte_level: Tokenizer, settings: FrontEndSettings) -> None:
+    engine = FakeEngine(600)
+    engine.delay_s = 0.02
+    app = create_app(engine, byte_level, replace(settings, keep_alive_s=0.5))
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
+        response = await client.post("/v1/completions", json=ENDLESS | {"max_tokens": 60, "stream": True})
+    assert response.elapsed.total_seconds() > 1
+    assert ": keep-alive" not in response.text
+
+
 async def test_streams_outlast_the_signal_that_ends_the_server(
     live_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

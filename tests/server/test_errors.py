@@ -1,11 +1,17 @@
 """Every bad request gets one error object with the right status, field and code; never a 5xx."""
 
+import gzip
+import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 
 from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
+from distllm.server.errors import InvalidRequest
+from distllm.server.protocol.json_body import MAX_FIELDS, parse_json_object
+from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 
 HUGE = 10**400
@@ -43,6 +49,10 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"logprobs": -1}, "logprobs", "invalid_value"),
     ({"logprobs": 21}, "logprobs", "invalid_value"),
     ({"logprobs": True}, "logprobs", "invalid_type"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "invalid_value"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "invalid_value"),
+    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
     ({"echo": 1}, "echo", "invalid_type"),
     ({"stream": "yes"}, "stream", "invalid_type"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
@@ -56,6 +66,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": {"a": 1}}, "stop", "invalid_type"),
     ({"stop_token_ids": [600]}, "stop_token_ids", "invalid_value"),
     ({"stop_token_ids": ["1"]}, "stop_token_ids", "invalid_type"),
+    ({"stop_token_ids": [3] * 1025}, "stop_token_ids", "invalid_value"),
     ({"stop_token_ids": 3}, "stop_token_ids", "invalid_type"),
     ({"logit_bias": {"600": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
@@ -64,6 +75,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"²": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"5": "1"}}, "logit_bias", "invalid_type"),
     ({"logit_bias": {"5": True}}, "logit_bias", "invalid_type"),
+    ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias", "duplicate_parameter"),
     ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
     ({"seed": 2**64}, "seed", "invalid_value"),
     ({"seed": "x"}, "seed", "invalid_type"),
@@ -92,6 +104,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": None}, "messages", "invalid_type"),
     ({"messages": "hi"}, "messages", "invalid_type"),
+    ({"messages": [{}] * 8193}, "messages", "invalid_value"),
     ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": [{"content": "a"}]}, "messages[0].role", "missing_required_parameter"),
@@ -122,6 +135,8 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
     ({"logprobs": 1}, "logprobs", "invalid_type"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs", "invalid_value"),
+    ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "invalid_value"),
     ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
     ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
@@ -176,17 +191,26 @@ async def test_a_bad_chat_field_is_named(
         (b"[1]", None, "invalid_type"),
         (b'"text"', None, "invalid_type"),
         (b'{"model": "tiny", "prompt": "\xff"}', None, "invalid_json"),
-        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', None, "invalid_json"),
-        (b'{"model": "tiny", "prompt": "a", "temperature": -Infinity}', None, "invalid_json"),
+        (b'{"model": "tiny", "prompt": "a", "temperature": NaN}', "temperature", "invalid_json"),
+        (b'{"model": "tiny", "prompt": "a", "temperature": -Infinity}', "temperature", "invalid_json"),
         (b'{"model": "tiny", "prompt": "a", "temperature": 1e999}', "temperature", "invalid_value"),
-        (b'{"model": "tiny", "prompt": "a", "seed": 1' + b"0" * 5000 + b"}", None, "invalid_json"),
+        (b'{"model": "tiny", "prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "seed", "invalid_value"),
+        (b'{"model": "tiny", "prompt": [[5], [1' + b"0" * 5000 + b"]]}", "prompt[1][0]", "invalid_value"),
+        (b'{"model": "tiny", "prompt": "a", "logit_bias": {"5": NaN}}', "logit_bias.5", "invalid_json"),
+        (b'{"model": "tiny", "prompt": "a", "stop": [1e400]}', "stop[0]", "invalid_value"),
+        (
+            b'{"model": "tiny", "prompt": "a", "stream_options": {"include_usage": true, "include_usage": false}}',
+            "stream_options.include_usage",
+            "duplicate_parameter",
+        ),
         (b'{"model": "tiny", "prompt": "a", "prompt": "b"}', "prompt", "duplicate_parameter"),
         (b'{"model": "tiny", "prompt": "a\\ud800"}', "prompt", "invalid_value"),
         (b'{"model": "tiny", "prompt": ["a", "\\udc00b"]}', "prompt[1]", "invalid_value"),
         (b'{"model": "tiny", "prompt": "a", "stop": "\\ud83d"}', "stop", "invalid_value"),
         (b'{"model": "tiny", "prompt": "a", "\\ud800": 1}', None, "invalid_value"),
-        (b'{"model": "tiny", "prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", None, "invalid_json"),
-        (b'{"model": "tiny", "prompt": "a", "x": ' + b'{"a":' * 500 + b"1" + b"}" * 501, None, "invalid_json"),
+        (b'{"model": "tiny", "prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "prompt", "invalid_json"),
+        (b'{"model": "tiny", "stop": "a", "x": ' + b'{"a":' * 20_000, "x", "invalid_json"),
+        (b'{"model": "tiny", "prompt": "a", "x": ' + b'{"a":' * 500 + b"1" + b"}" * 501, "x", "invalid_json"),
         (b'\xef\xbb\xbf{"model": "tiny", "prompt": "a"}', None, "invalid_json"),
     ],
 )
@@ -195,6 +219,66 @@ async def test_a_body_that_is_no_good_json_is_refused(
 ) -> None:
     headers = {"content-type": "application/json"}
     check_error(await client.post("/v1/completions", content=body, headers=headers), 400, param, code)
+
+
+@pytest.mark.parametrize("values", [b"[" + b"1," * 2**20 + b"1]", b"[" + b"[1]," * 2**18 + b"[1]]"])
+def test_more_values_than_a_request_has_use_for_are_refused_unparsed(values: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="send several requests"):
+        parse_json_object(b'{"prompt": ' + values + b"}")
+
+
+def test_an_object_of_too_many_fields_is_refused() -> None:
+    body = {"logit_bias": {str(number): 1 for number in range(MAX_FIELDS + 1)}}
+    with pytest.raises(InvalidRequest, match="more than 262144 fields"):
+        parse_json_object(json.dumps(body).encode())
+
+
+async def test_the_first_of_many_unknown_fields_is_named(client: httpx.AsyncClient) -> None:
+    fields = {f"field{number}": 1 for number in range(5000)}
+    check_error(await client.post("/v1/completions", json=BASE | fields), 400, "field0", "unknown_parameter")
+
+
+def test_commas_and_brackets_within_text_are_no_values() -> None:
+    text = "[,{" * 2**20
+    assert parse_json_object(json.dumps({"prompt": text}).encode()) == {"prompt": text}
+
+
+@pytest.mark.parametrize(("size", "is_inline"), [(100, True), (100_000, False)])
+async def test_a_large_body_is_parsed_off_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, is_inline: bool
+) -> None:
+    threads = []
+
+    def parse(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return parse_json_object(body)
+
+    monkeypatch.setattr("distllm.server.body.parse_json_object", parse)
+    assert (await client.post("/v1/completions", json=BASE | {"user": "u" * size})).status_code == 200
+    assert [thread is threading.main_thread() for thread in threads] == [is_inline]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x" * 150_000: 1},
+        {"metadata": {"x" * 150_000: 1}},
+        {"model": "x" * 150_000},
+        {"logit_bias": {"x" * 150_000: 1}},
+        {"prompt": [10**4000]},
+    ],
+)
+async def test_an_error_repeats_no_more_than_a_little_of_what_was_sent(
+    client: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
+    response = await client.post("/v1/completions", json=BASE | fields)
+    assert response.status_code in (400, 404)
+    assert len(response.content) < 1000
+    assert "..." in response.text
+
+
+async def test_a_long_path_is_not_repeated_either(client: httpx.AsyncClient) -> None:
+    assert len((await client.get("/" + "x" * 10_000)).content) < 500
 
 
 async def test_whole_surrogate_pairs_are_text(client: httpx.AsyncClient) -> None:
@@ -222,6 +306,24 @@ async def test_an_overlong_prompt_is_told_its_numbers(client: httpx.AsyncClient)
     assert all(number in message for number in ("512", "520", "500", "20", "12"))
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt": ["a", "x" * 150_000]}, "prompt[1]"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 150_000}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|end|>" * 20_000}]}, "messages"),
+    ],
+)
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    client: httpx.AsyncClient, byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch, path: str,
+    fields: dict[str, Any], param: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(byte_level, "_encode_long", None)
+    monkeypatch.setattr("distllm.server.control_tokens.encode_marked_chat", None)
+    response = await client.post(path, json={"model": "tiny"} | fields)
+    assert "at least" in check_error(response, 400, param, "context_length_exceeded")
+
+
 async def test_an_unknown_model_is_404(client: httpx.AsyncClient) -> None:
     check_error(await client.post("/v1/completions", json=BASE | {"model": "gpt"}), 404, "model", "model_not_found")
     check_error(await client.get("/v1/models/gpt/oss"), 404, "model", "model_not_found")
@@ -240,6 +342,14 @@ async def test_unknown_routes_and_methods_keep_the_shape(client: httpx.AsyncClie
 async def test_other_content_types_are_415(client: httpx.AsyncClient, content_type: str) -> None:
     response = await client.post("/v1/completions", content=b"{}", headers={"content-type": content_type})
     check_error(response, 415, None, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate, gzip", "br"])
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient, encoding: str) -> None:
+    response = await client.post(
+        "/v1/completions", content=gzip.compress(b"{}"), headers={"content-encoding": encoding}
+    )
+    assert "Content-Encoding" in check_error(response, 415, None, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=UTF-8", "application/vnd.api+json", None])

@@ -126,7 +126,10 @@ async def test_a_sequence_that_fails_says_so_and_keeps_what_it_had(
         assert len(result.completions[0].token_ids) == 2
 
 
-async def test_no_more_requests_are_live_than_the_engine_takes(engine: FakeEngine, byte_level: Tokenizer) -> None:
+@pytest.mark.parametrize(("n", "expected"), [(1, 3), (2, 1), (7, 1)])
+async def test_no_more_sequences_are_live_than_the_engine_takes(
+    engine: FakeEngine, byte_level: Tokenizer, n: int, expected: int
+) -> None:
     most_live = 0
     submit = engine.submit
 
@@ -137,9 +140,9 @@ async def test_no_more_requests_are_live_than_the_engine_takes(engine: FakeEngin
         return stream
 
     engine.submit = watched_submit  # type: ignore[method-assign,assignment]
-    plans = plans_of([EncodedPrompt([9, 8], None, "prompts") for _ in range(20)])
+    plans = plans_of([EncodedPrompt([9, 8], None, "prompts") for _ in range(20)], n=n)
     assert len(await results_of(engine, byte_level, plans, max_live=3)) == 20
-    assert most_live == 3
+    assert most_live == expected
 
 
 async def test_an_engine_that_is_lost_ends_the_whole_batch(engine: FakeEngine, byte_level: Tokenizer) -> None:
@@ -155,6 +158,14 @@ def test_an_invalid_prompt_is_refused_by_name_before_anything_runs() -> None:
         plans_of([sound, EncodedPrompt([600], None, "prompts[1]")])
     with pytest.raises(ContextLengthExceeded, match="65 tokens"):
         plans_of([sound, EncodedPrompt([1] * 65, None, "prompts[1]")])
+
+
+def test_a_default_length_yields_to_the_room_where_a_chosen_one_is_refused() -> None:
+    prompts, limits = [EncodedPrompt([1] * 60, None, "prompts[0]")], Limits(max_model_len=64, vocab_size=600)
+    (plan,) = plan_batch(prompts, GREEDY, (0,), limits, 1, (), are_defaults=True)
+    assert plan.prompts[0].params.max_tokens == 4
+    with pytest.raises(ContextLengthExceeded, match="max_tokens to 4"):
+        plan_batch(prompts, GREEDY, (0,), limits, 1, ())
 
 
 def test_as_many_parameters_as_prompts_are_needed() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from distllm.scheduler.messages import Loading
 from distllm.scheduler.stats import EngineStats
@@ -12,6 +13,7 @@ from distllm.server.app import create_app
 from distllm.server.settings import FrontEndSettings
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
+from tests.server.live import served
 
 BODY = {"model": "tiny", "prompt": "the fox", "max_tokens": 4}
 
@@ -73,6 +75,22 @@ async def test_every_served_name_is_a_model(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/tiny-alias")).json() == models["data"][1]
     answer = await client.post("/v1/completions", json=BODY | {"model": "tiny-alias"})
     assert answer.json()["model"] == "tiny-alias"
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/v1/models", "/v1/models/tiny"])
+async def test_head_is_answered_where_get_is(app: FastAPI, path: str) -> None:
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
+        got, asked = await client.get(path), await client.head(path)
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert asked.headers["content-length"] == got.headers["content-length"]
+        assert (await client.head("/v1/completions")).status_code == 405
+
+
+async def test_the_texts_of_tokens_are_found_only_when_asked_for(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distllm.server.handlers.tokenization.legacy_token", None)
+    assert (await client.post("/tokenize", json={"prompt": "the fox"})).json()["token_strs"] is None
 
 
 async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) -> None:

@@ -9,6 +9,7 @@ from distllm.server.choice import Choice
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.metrics import Metrics
 from distllm.server.prompt_run import PromptRun
+from distllm.server.prompt_text import read_prompt_now
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 
@@ -22,7 +23,8 @@ def make_run(tokenizer: Tokenizer, prompt_ids: list[int]) -> PromptRun:
     params = SamplingParams(max_tokens=4, logprobs=0, prompt_logprobs=0)
     prompt = PromptPlan(token_ids=prompt_ids, text=None, params=params)
     plan = GenerationPlan(prompts=(prompt,), n=2, num_sampled=2, echo=True, num_top_logprobs=0)
-    choices = [Choice(index, plan, prompt, tokenizer) for index in range(2)]
+    text = read_prompt_now(tokenizer, plan, prompt)
+    choices = [Choice(index, plan, prompt, text, tokenizer) for index in range(2)]
     metrics = Metrics(FakeEngine(600), "tiny")
     stream: Any = NoStream()
     with metrics.observe(len(prompt_ids), 2) as observer:

@@ -14,6 +14,7 @@ from distllm.server.settings import FrontEndSettings
         {"model_names": ("a", "")},
         {"max_body_bytes": 0},
         {"max_choices": 0},
+        {"max_live": 0},
         {"keep_alive_s": -1.0},
         {"stall_s": 0.0},
     ],

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.server.chat_template import find_template
 from distllm.server.slow_tokenizer import TokenizerError
-from distllm.server.tokenizer import Tokenizer
+from distllm.server.tokenizer import TextTooLong, Tokenizer
 from tests.server.checkpoints import (
     CHAT_TEMPLATE,
     byte_fallback_tokenizer,
@@ -102,6 +103,23 @@ async def test_bytes_of_tokens_join_to_the_text(byte_level: Tokenizer, byte_fall
     assert b"".join(map(byte_level.token_bytes, await byte_level.encode(text))).decode() == text
     ids = await byte_fallback.encode(text, add_special_tokens=False)
     assert b"".join(map(byte_fallback.token_bytes, ids)).decode() == " " + text
+
+
+async def test_a_text_is_too_long_only_where_its_length_proves_it(byte_level: Tokenizer) -> None:
+    longest = max(byte_level._backend.get_vocab(), key=len).replace("Ġ", " ")
+    for text in (longest * 5000, "x" * 5000):
+        num_tokens = len(await byte_level.encode(text))
+        assert len(await byte_level.encode(text, max_tokens=num_tokens)) == num_tokens
+    with pytest.raises(TextTooLong) as caught:
+        await byte_level.encode(longest * 5000, max_tokens=10)
+    assert caught.value.least_tokens <= len(await byte_level.encode(longest * 5000))
+
+
+async def test_a_tokenizer_that_may_drop_characters_is_asked(tmp_path: Path) -> None:
+    backend = byte_level_tokenizer()
+    backend.normalizer = normalizers.Strip()
+    write_checkpoint(tmp_path, backend)
+    assert len(await Tokenizer.load(tmp_path).encode(" " * 100_000 + "fox", max_tokens=5)) < 5
 
 
 def test_ids_beyond_the_vocabulary_are_empty(byte_level: Tokenizer) -> None:

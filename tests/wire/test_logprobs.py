@@ -61,6 +61,7 @@ def test_greedy_tokens_are_the_likeliest(http: httpx.Client, model: str) -> None
         assert value == pytest.approx(max(top.values()))
 
 
+@pytest.mark.extension
 def test_a_generated_token_scores_the_same_as_part_of_a_prompt(http: httpx.Client, model: str) -> None:
     ids = http.post("/tokenize", json={"model": model, "prompt": PROMPT}).json()["tokens"]
     longer = complete(http, model, prompt=ids, max_tokens=1, logprobs=0, ignore_eos=True, echo=True)["choices"][0]
@@ -82,6 +83,7 @@ def test_streamed_logprobs_join_to_those_of_the_whole(http: httpx.Client, model:
     assert (tokens, offsets) == (whole["tokens"], whole["text_offset"])
 
 
+@pytest.mark.extension
 def test_what_lm_eval_sends_for_a_likelihood_is_answered(http: httpx.Client, model: str) -> None:
     ids = http.post("/tokenize", json={"model": model, "prompt": PROMPT}).json()["tokens"]
     fields: dict[str, Any] = {"prompt": [ids, ids[:2]], "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}

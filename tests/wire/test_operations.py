@@ -1,6 +1,7 @@
 """Models, request ids, tokenising, health, metrics."""
 
 import httpx
+import pytest
 
 
 def test_models_are_listed_and_shown(http: httpx.Client, model: str) -> None:
@@ -23,6 +24,7 @@ def test_a_client_s_request_id_comes_back(http: httpx.Client) -> None:
     assert response.headers["x-request-id"] == "wire-suite-1"
 
 
+@pytest.mark.extension
 def test_text_survives_tokenising(http: httpx.Client, model: str) -> None:
     text = "Once upon a time, grüße 😀 中文."
     body = {"model": model, "prompt": text, "add_special_tokens": False}
@@ -32,19 +34,23 @@ def test_text_survives_tokenising(http: httpx.Client, model: str) -> None:
     assert detokenized == text
 
 
+@pytest.mark.extension
 def test_health_is_well(http: httpx.Client) -> None:
     assert http.get("/health").status_code == 200
 
 
+@pytest.mark.extension
 def test_liveness_and_readiness_are_well(http: httpx.Client) -> None:
     assert http.get("/health/live").status_code == 200
     assert http.get("/health/ready").status_code == 200
 
 
+@pytest.mark.extension
 def test_the_version_is_told(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
 
 
+@pytest.mark.extension
 def test_metrics_have_the_names_that_boards_use(http: httpx.Client, model: str) -> None:
     http.post("/v1/completions", json={"model": model, "prompt": "One day", "max_tokens": 3})
     text = http.get("/metrics").text

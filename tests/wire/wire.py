@@ -41,6 +41,11 @@ def post_chat(http: httpx.Client, model: str, **fields: Any) -> httpx.Response:
     return http.post("/v1/chat/completions", json=body)
 
 
+def post_raw(http: httpx.Client, body: str | bytes) -> httpx.Response:
+    """POST /v1/completions with a body as it is, which need not be JSON."""
+    return http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+
+
 def read_events(response: httpx.Response) -> list[Any]:
     """Data of every event; the stream must end with one [DONE]."""
     assert response.status_code == 200, response.text

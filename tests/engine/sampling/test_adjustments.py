@@ -6,6 +6,7 @@ import torch
 from distllm.engine.interface import SampleSpec
 from distllm.engine.sampling.adjustments import Adjustments
 from distllm.engine.sampling.sampler import Sampler
+from distllm.engine.sampling.token_counts import CountsCache
 from distllm.engine.sampling_params import SamplingParams
 
 
@@ -13,7 +14,7 @@ def adjusted(logits: list[float], spec: SampleSpec) -> list[float]:
     rows = torch.tensor([logits, logits])
     untouched = SampleSpec(SamplingParams(), 0, 0)
     adjustments = Adjustments([untouched.params, spec.params], len(logits), torch.device("cpu"))
-    adjustments.apply(rows, [untouched, spec])
+    adjustments.apply(rows, [untouched, spec], CountsCache())
     assert rows[0].tolist() == torch.tensor(logits).tolist()
     return [float(value) for value in rows[1]]
 
@@ -36,6 +37,51 @@ def test_bias_comes_before_repetition_and_that_before_frequency_and_presence() -
     )
     spec = SampleSpec(params, 0, 1, history=[0], num_prompt_tokens=0)
     assert adjusted([4.0, 1.0], spec) == [(4.0 + 2.0) / 2.0 - 1.0 - 0.5, 1.0]
+
+
+def penalised_alone(logits: torch.Tensor, spec: SampleSpec) -> torch.Tensor:
+    """One row, token by token in plain float32 arithmetic: the definition."""
+    params, row = spec.params, logits.clone()
+    output = spec.history[spec.num_prompt_tokens :]
+    for token_id in set(spec.history):
+        value = row[token_id]
+        if params.repetition_penalty != 1.0:
+            value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
+        if count := output.count(token_id):
+            value = value - (torch.tensor(float(count)) * params.frequency_penalty + params.presence_penalty)
+        row[token_id] = value
+    return row
+
+
+def test_penalties_of_a_batch_over_steps_have_the_bits_of_each_row_alone() -> None:
+    generator, vocab_size, cache = torch.Generator().manual_seed(3), 40, CountsCache()
+    params = [
+        SamplingParams(repetition_penalty=1.3, frequency_penalty=0.37, presence_penalty=-0.11),
+        SamplingParams(),
+        SamplingParams(frequency_penalty=0.7),
+        SamplingParams(repetition_penalty=0.77),
+        SamplingParams(presence_penalty=1.9),
+    ]
+    draw = torch.randint(0, vocab_size, (5, 400), generator=generator).tolist()
+    histories = [row[: 5 * number] for number, row in enumerate(draw)]
+    for step in range(150):
+        present = [number for number in range(5) if (step // 7 + number) % 4]
+        specs = [SampleSpec(params[i], 0, step, histories[i], 5 * i) for i in present]
+        logits = torch.randn(len(present), vocab_size, generator=generator)
+        expected = [penalised_alone(row, spec) for row, spec in zip(logits, specs, strict=True)]
+        Adjustments([spec.params for spec in specs], vocab_size, logits.device).apply(logits, specs, cache)
+        assert torch.equal(logits, torch.stack(expected))
+        for number in present:
+            histories[number].append(draw[number][5 * number + step])
+
+
+def test_another_history_in_the_place_of_an_old_one_is_counted_anew() -> None:
+    cache, params = CountsCache(), SamplingParams(frequency_penalty=1.0)
+    for token_id in range(50):
+        logits = torch.zeros(1, 50)
+        spec = SampleSpec(params, 0, 1, [token_id], 0)
+        Adjustments([params], 50, logits.device).apply(logits, [spec], cache)
+        assert logits[0].nonzero().flatten().tolist() == [token_id]
 
 
 def test_negative_penalties_raise_what_was_said() -> None:
