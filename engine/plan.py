@@ -1,11 +1,10 @@
 """What serving a checkpoint would take, told from its files before anything is loaded. Never imports torch."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distllm.engine.activation import activation_bytes
 from distllm.engine.byte_size import byte_size
@@ -15,11 +14,19 @@ from distllm.engine.config_check import check_config
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.kv_shape import kv_elements_per_token
 from distllm.engine.memory import measure_free_host_bytes
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 
-_SERVABLE_TIMEOUT_S = 120
+_EXAMINATION_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers."""
+
+    kv_elements_per_token: int
+    vocab_size: int
+    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +58,16 @@ class MemoryPlan:
         return min(self.max_num_seqs, self.num_blocks // -(-context_length // BLOCK_SIZE))
 
 
-def memory_plan(checkpoint: Checkpoint, config: EngineConfig, free_bytes: int | None = None) -> MemoryPlan:
-    """What `config` would make of a checkpoint; `free_bytes` None measures the device.
-
-    Raises CheckpointError or ValueError.
-    """
-    check_config(checkpoint)
+def memory_plan(
+    checkpoint: Checkpoint, architecture: Architecture, config: EngineConfig, free_bytes: int | None = None
+) -> MemoryPlan:
+    """What `config` would make of a checkpoint; `free_bytes` None measures the device. Raises ValueError."""
     device = _device(config)
     dtype = resolve_dtype(config.dtype, checkpoint, device)
     num_parameters = count_parameters(checkpoint)
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
-    need = _pool_need(checkpoint, config, DTYPE_BYTES[dtype])
+    need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
     num_blocks, refusal = _size_pool(config, need, max(0, free - weight_bytes))
     if weight_bytes >= free:
         refusal = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free)} are free"
@@ -82,16 +87,21 @@ def memory_plan(checkpoint: Checkpoint, config: EngineConfig, free_bytes: int | 
     )
 
 
-def find_refusal(path: Path) -> str | None:
-    """Why the architecture that config.json names cannot be served; None where it can be, or where nobody knows."""
-    command = [sys.executable, "-m", "distllm.engine.servable", str(path)]
+def examine_architecture(checkpoint: Checkpoint) -> Architecture:
+    """What `distllm.engine.architecture` finds, in a process of its own. Raises CheckpointError."""
+    check_config(checkpoint)
+    command = [sys.executable, "-m", "distllm.engine.architecture", str(checkpoint.path)]
     try:
-        said = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SERVABLE_TIMEOUT_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.strip() or None
+        run = subprocess.run(command, capture_output=True, text=True, timeout=_EXAMINATION_TIMEOUT_S, check=True)
+    except subprocess.CalledProcessError as error:
+        last_line = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
+        raise CheckpointError(f"{checkpoint.path} cannot be examined: {last_line}") from None
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{checkpoint.path} cannot be examined within {_EXAMINATION_TIMEOUT_S} s") from None
+    found = json.loads(run.stdout)
+    if refusal := found.get("refusal"):
+        raise CheckpointError(refusal)
+    return Architecture(**found)
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
@@ -104,24 +114,17 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     )
 
 
-def _pool_need(checkpoint: Checkpoint, config: EngineConfig, element_bytes: int) -> PoolNeed:
-    text = checkpoint.text_config
-    try:
-        return PoolNeed(
-            block_bytes=BLOCK_SIZE * kv_elements_per_token(text) * element_bytes,
-            max_model_len=resolve_length(config.max_model_len, supported_length(text)),
-            max_num_seqs=config.max_num_seqs,
-            activation_bytes=activation_bytes(
-                config.max_num_batched_tokens, int(text["vocab_size"]), _hidden_size(text)
-            ),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint.path}/config.json has no {error.args[0]}") from None
-
-
-def _hidden_size(text: Mapping[str, Any]) -> int:
-    names = ("hidden_size", "n_embd", "d_model")
-    return int(text[next((name for name in names if text.get(name) is not None), names[0])])
+def _pool_need(
+    checkpoint: Checkpoint, architecture: Architecture, config: EngineConfig, element_bytes: int
+) -> PoolNeed:
+    return PoolNeed(
+        block_bytes=BLOCK_SIZE * architecture.kv_elements_per_token * element_bytes,
+        max_model_len=resolve_length(config.max_model_len, supported_length(checkpoint.text_config)),
+        max_num_seqs=config.max_num_seqs,
+        activation_bytes=activation_bytes(
+            config.max_num_batched_tokens, architecture.vocab_size, architecture.hidden_size
+        ),
+    )
 
 
 def _size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> tuple[int, str | None]:

@@ -8,7 +8,7 @@ from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoi
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.plan import MemoryPlan, find_refusal, memory_plan
+from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
 from distllm.server.config import InvalidSettings, Settings
 from distllm.server.launch import start_message
 
@@ -21,9 +21,8 @@ def print_plan(settings: Settings, context_length: int | None) -> int:
         raise InvalidSettings(f"--context must be at least 1, not {context_length}")
     try:
         checkpoint = _inspect(settings)
-        if refusal := find_refusal(checkpoint.path):
-            raise CheckpointError(refusal)
-        plan = memory_plan(checkpoint, start_message(settings, checkpoint.path).engine)
+        architecture = examine_architecture(checkpoint)
+        plan = memory_plan(checkpoint, architecture, start_message(settings, checkpoint.path).engine)
     except (ModelNotFound, CheckpointError, ValueError) as error:
         sys.stderr.write(f"distllm: {error}\n")
         return 1

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from transformers import BloomConfig, FalconConfig, MambaConfig, PreTrainedConfig
 
+from distllm.engine.architecture import examine
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
 from distllm.engine.factory import build_executor
-from distllm.engine.plan import MemoryPlan, find_refusal, memory_plan
+from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
 from distllm.engine.pool_size import OutOfMemory
-from distllm.engine.servable import why_not
 from tests.engine.conftest import MODELS
 
 GIB = 1 << 30
@@ -23,26 +23,10 @@ GIB = 1 << 30
 
 def plan_of(path: Path, free_bytes: int = GIB, **options: Any) -> MemoryPlan:
     config = EngineConfig(model=str(path), device="cpu", **options)
-    return memory_plan(open_checkpoint(path), config, free_bytes)
+    return memory_plan(open_checkpoint(path), examine(path), config, free_bytes)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "llama",
-        "llama-odd",
-        "mistral",
-        "qwen3",
-        "phi3",
-        "gemma2",
-        "gpt2",
-        "opt",
-        "gpt_neox",
-        "mixtral",
-        "qwen3_moe",
-        "deepseek_v3",
-    ],
-)
+@pytest.mark.parametrize("kind", MODELS)
 def test_the_plan_has_the_engines_figures(
     checkpoint: Callable[[str], Path], serve: Callable[..., Any], kind: str
 ) -> None:
@@ -93,19 +77,6 @@ def test_half_the_bits_take_half_the_memory(checkpoint: Callable[[str], Path]) -
     assert (wide.weight_bytes, wide.kv_block_bytes) == (2 * narrow.weight_bytes, 2 * narrow.kv_block_bytes)
 
 
-def test_a_config_that_does_not_say_is_refused(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
-    config = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 9}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes((checkpoint("llama") / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="has no num_attention_heads"):
-        plan_of(tmp_path)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_an_architecture_that_is_served_has_no_refusal(checkpoint: Callable[[str], Path], kind: str) -> None:
-    assert why_not(checkpoint(kind)) is None
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -119,13 +90,21 @@ def test_an_architecture_that_is_not_served_is_refused_from_its_config(
     tmp_path: Path, config: PreTrainedConfig, words: str
 ) -> None:
     config.save_pretrained(tmp_path)
-    assert why_not(tmp_path) == words
+    with pytest.raises(CheckpointError) as caught:
+        examine(tmp_path)
+    assert str(caught.value) == words
 
 
-def test_the_refusal_is_found_by_a_process_of_its_own(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
-    BloomConfig().save_pretrained(tmp_path)
-    assert find_refusal(tmp_path) == why_not(tmp_path)
-    assert find_refusal(checkpoint("llama")) is None
+def test_architectures_are_examined_by_a_process_of_its_own(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    path = checkpoint("llama")
+    assert examine_architecture(open_checkpoint(path)) == examine(path)
+    config = json.loads((path / "config.json").read_text()) | {"model_type": "bloom"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="BloomForCausalLM cannot be served"):
+        examine_architecture(open_checkpoint(tmp_path))
 
 
 def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
@@ -134,10 +113,11 @@ def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
         "from pathlib import Path\n"
         "from distllm.engine.checkpoint import open_checkpoint\n"
         "from distllm.engine.config import EngineConfig\n"
-        "from distllm.engine.plan import memory_plan\n"
+        "from distllm.engine.plan import examine_architecture, memory_plan\n"
         "from distllm.engine.generation import load_generation_defaults\n"
         "config = EngineConfig(model=sys.argv[1], device='cpu')\n"
-        "assert memory_plan(open_checkpoint(Path(config.model)), config).num_blocks > 0\n"
+        "checkpoint = open_checkpoint(Path(config.model))\n"
+        "assert memory_plan(checkpoint, examine_architecture(checkpoint), config).num_blocks > 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(checkpoint("llama"))], check=True, timeout=60)
