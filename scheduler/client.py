@@ -28,6 +28,7 @@ from distllm.scheduler.messages import (
     StepReport,
 )
 from distllm.scheduler.probation import Probation
+from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from distllm.scheduler.spawn import ENGINE_COMMAND, EngineProcess
 from distllm.scheduler.stats import EngineStats
 from distllm.scheduler.watchdog import kill_when_hung
@@ -41,32 +42,6 @@ STEPS_OF_PROGRESS = 16
 """An engine that has finished so many steps was no failure, whatever ends it."""
 _MAX_BACKOFF_S = 5.0
 _SHUTDOWN_GRACE_S = 5.0
-
-
-class QueueFull(Exception):
-    """Too many sequences are live. `retry_after_s` is when some have probably ended."""
-
-    def __init__(self, num_live: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"{num_live} sequences are running or waiting, as many as this server takes; "
-            f"try again in {retry_after_s:.0f} s"
-        )
-        self.retry_after_s = retry_after_s
-
-
-class EngineDraining(Exception):
-    """The server is shutting down and takes no new requests."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down and takes no new requests")
-
-
-class EngineUnavailable(Exception):
-    """No engine is running: it has not started yet, or cannot start. `reason` says which."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class EngineClient:

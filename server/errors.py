@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from distllm.engine.sampling_params import InvalidParameter
-from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
+from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 
 RETRY_UNAVAILABLE_S = 2.0
 _LONGEST_MESSAGE = 2000

@@ -15,9 +15,10 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
-from distllm.scheduler.client import EngineClient, EngineUnavailable
+from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.config import Settings
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit

@@ -13,7 +13,8 @@ from typing import Any, Self, cast
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.engine.sampling_params import SamplingParams
-from distllm.scheduler.client import EngineClient, EngineUnavailable
+from distllm.scheduler.client import EngineClient
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.batch_bar import BatchBar
 from distllm.server.config import InvalidSettings, Settings, fields, load_settings
 from distllm.server.errors import InvalidRequest

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from distllm.scheduler.client import EngineUnavailable
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.protocol.responses import ModelCard, ModelList

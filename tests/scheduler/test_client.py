@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from distllm.engine.config import EngineConfig
-from distllm.scheduler.client import EngineClient, EngineDraining, EngineUnavailable, QueueFull
+from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput, StartEngine
+from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from tests.scheduler.fragile_engine import LATE_POISON, POISON
 from tests.scheduler.harness import make_request, undisturbed
 

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import Self
 
 from distllm.engine.interface import ExecutorInfo, TokenLogprobs
-from distllm.scheduler.client import EngineState, EngineUnavailable
+from distllm.scheduler.client import EngineState
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.scheduler.stats import EngineStats
 
 Script = Callable[[EngineRequest, int], list[int]]

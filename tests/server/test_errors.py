@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from distllm.scheduler.client import EngineDraining, EngineUnavailable, QueueFull
+from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from distllm.server.errors import InvalidRequest
 from distllm.server.protocol.json_body import MAX_FIELDS, parse_json_object
 from distllm.server.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import pytest
 
 import distllm
 from distllm import LLM, SamplingParams
-from distllm.scheduler.client import EngineUnavailable
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.config import InvalidSettings
 from distllm.server.errors import InvalidRequest
 from distllm.server.slow_tokenizer import TokenizerError

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from distllm.engine.sampling_params import SamplingParams
-from distllm.scheduler.client import EngineUnavailable
+from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.batch_bar import BatchBar
 from distllm.server.errors import ContextLengthExceeded, InvalidRequest
 from distllm.server.generation_plan import GenerationPlan, Limits
