@@ -91,8 +91,11 @@ class WindowDetokenizer:
         return new_text.rstrip("�")
 
     def prime(self, prompt_ids: Sequence[int]) -> None:
-        """Continue a prompt that is not part of the text."""
-        self._ids = list(prompt_ids[-_MAX_CHARACTER_BYTES:])
+        """Continue a prompt that is not part of the text, its last token that shows as the left neighbour."""
+        num_ids = _MAX_CHARACTER_BYTES
+        while num_ids < len(prompt_ids) and not self._decode(list(prompt_ids[-num_ids:])):
+            num_ids *= 2
+        self._ids = list(prompt_ids[-num_ids:])
         self._num_context = len(self._ids)
 
     def _new_text(self) -> str:

@@ -214,7 +214,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answer with an error and close; where an answer has begun, only close."""
-        if self.transport.is_closing():
+        if self._is_lingering or self.transport.is_closing():
             return
         if self._is_answering and self._running is not None and self._running.response_started:
             self.transport.close()

@@ -127,3 +127,11 @@ async def test_two_requests_share_a_connection(live_url: str) -> None:
         for is_streamed in (True, False, True):
             response = await client.post("/v1/completions", json=ENDLESS | {"max_tokens": 2, "stream": is_streamed})
             assert response.status_code == 200
+
+
+async def test_a_malformed_request_with_an_endless_head_is_refused_once(
+    live_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await raw_request(live_url, "GARBAGE" * 40_000 + "\n\n")
+    assert answer.count(b"HTTP/1.1 4") == 1
+    assert not [record for record in caplog.records if record.exc_info]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distllm.server.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
@@ -84,6 +84,7 @@ async def test_words_without_bytes_of_their_own_join_to_the_text(
 
 @pytest.mark.parametrize("name", ["level", "fallback", "words"])
 @given(text=TEXTS.filter(str.strip), cut=st.integers(0, 60))
+@example(text=":5/Athe lazy中文the lazy", cut=5)  # the left neighbour stands before four words that show nothing
 @settings(max_examples=150, deadline=None)
 async def test_prompt_and_primed_continuation_join_to_the_text(
     tokenizers: dict[str, Tokenizer], name: str, text: str, cut: int
