@@ -22,7 +22,7 @@ check: $(INSTALLED)  ## style, types and the layers of the house
 	$(VENV)/bin/mypy src tests benchmarks setup.py
 	$(VENV)/bin/lint-imports
 
-bench: $(INSTALLED)  ## the figures that README.md states
+bench: $(INSTALLED)  ## the comparison that README.md states
 	$(PYTHON) -m benchmarks.compare
 
 wire: $(INSTALLED)  ## score a server's OpenAI wire format: make wire [BASE_URL=http://127.0.0.1:8000]

@@ -43,6 +43,9 @@ _SMALL_FILES = [
     "vocab.*",
     "merges.txt",
     "*.tiktoken",
+    "tiktoken.model",
+    "spiece.model",
+    "tekken.json",
     "chat_template*",
     "additional_chat_templates/*.jinja",
 ]

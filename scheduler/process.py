@@ -84,6 +84,9 @@ def _receive_forever(channel: BlockingChannel[ToEngine], inbox: "SimpleQueue[ToE
             inbox.put(channel.receive())
     except ChannelClosed:
         os._exit(0)
+    except Exception:
+        logger.exception("a message from the front end cannot be read")
+        os._exit(1)  # rather than live on deaf
 
 
 def _leave_signals_to_the_front_end() -> None:

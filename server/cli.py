@@ -41,7 +41,7 @@ examples:
   distllm plan org/name --context 4096               how many requests of 4,096 tokens run at once
   distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
 
-Exit status: 0 if `distllm serve` with the same flags would start, 1 if not.
+Exit status: 0 if the architecture can be served and fits, 1 if not. Weights and tokenizer are checked by serve.
 """
 
 _CHAT_EPILOG = """\

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from distllm.engine.sampling_params import SamplingParams
 from distllm.server.batch_bar import BatchBar
 from distllm.server.errors import InvalidRequest
@@ -90,10 +92,20 @@ def plan_batch(
 
 def _each_params(params: SamplingParams | Sequence[SamplingParams], num_prompts: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
-        return [params] * num_prompts
+        return [_with_right_types(params)] * num_prompts
     if not isinstance(params, list | tuple) or not all(isinstance(one, SamplingParams) for one in params):
         raise InvalidRequest("sampling_params must be a SamplingParams, or a list of them", "sampling_params")
-    return list(params)
+    return [_with_right_types(one) for one in params]
+
+
+def _with_right_types(params: SamplingParams) -> SamplingParams:
+    """As the engine process will read it. Raises InvalidRequest, naming the field."""
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    except (msgspec.ValidationError, TypeError) as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or "sampling_params"
+        raise InvalidRequest(f"sampling_params: {field}: {reason}", field, "invalid_type") from None
 
 
 async def run_batch(

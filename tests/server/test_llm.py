@@ -113,6 +113,14 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
         LLM(tensor_parallel=2)
 
 
+@pytest.mark.parametrize("field", ["seed", "max_tokens", "top_k", "logprobs"])
+def test_a_parameter_of_the_wrong_type_is_refused_and_the_next_call_works(llm: LLM, field: str) -> None:
+    params = SamplingParams(**{field: 2.5})  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=f"sampling_params: {field}: Expected `int"):
+        llm.generate("Once upon", params, use_tqdm=False)
+    assert llm.generate("Once upon", GREEDY, use_tqdm=False)[0].text
+
+
 def test_a_chat_template_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(TokenizerError, match=r"the chat template /no/such\.jinja cannot be read"):
         LLM(chat_template="/no/such.jinja")
