@@ -97,8 +97,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def close(self) -> None:
-        """End an idle connection."""
-        self.transport.close()
+        """End an idle connection, without waiting for a client that does not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
