@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from distllm.server.http_protocol import ConnectionSettings
+from distllm.server.http_protocol import ConnectionSettings, HttpProtocol
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import eventually, served
 
@@ -209,3 +210,11 @@ async def test_an_offer_to_upgrade_is_passed_over(app: FastAPI) -> None:
     offered = request(ENDLESS | {"max_tokens": 1}).replace(b"Host: x", offers)
     async with served(app) as url:
         assert (await exchange(url, offered)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("num_unread_bytes", "ending"), [(0, "close"), (1, "abort")])
+def test_closing_does_not_wait_for_a_client_that_does_not_read(num_unread_bytes: int, ending: str) -> None:
+    protocol = HttpProtocol.__new__(HttpProtocol)
+    protocol.transport = Mock(**{"get_write_buffer_size.return_value": num_unread_bytes})
+    protocol.close()
+    assert [call[0] for call in protocol.transport.method_calls] == ["get_write_buffer_size", ending]
