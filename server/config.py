@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -110,6 +110,13 @@ class EngineSection(Section):
     num_threads: int | None = Field(None, ge=1, description="threads of the CPU kernels; none: one a core")
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="ranks that share the model; auto: one a CUDA device"
+    )
+    rank_timeout_s: float = Field(1.5, gt=0, description="seconds a rank may keep the others waiting")
+    rank_check_steps: int = Field(
+        0, ge=0, description="for debugging: compare the ranks' activations every so many steps; 0: never"
     )
     step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(

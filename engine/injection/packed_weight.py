@@ -67,9 +67,7 @@ class PackedWeight:
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        rows = x.reshape(-1, self.panels.in_features)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = self._rows_of(x)
         if self.rows is None:
             output = self.kernels.linear(rows, self.panels, bias, _empty_rows(rows, self.panels.out_features))
         else:
@@ -77,11 +75,23 @@ class PackedWeight:
             output = output if bias is None else output + bias
         return output.view(*x.shape[:-1], output.shape[-1])
 
+    def project_to_float32(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> contiguous float32 [..., out_features]: sums before they are rounded."""
+        assert self.rows is None, "part of a fused weight"
+        rows = self._rows_of(x)
+        output = torch.empty(rows.shape[0], self.panels.out_features)
+        return self.kernels.linear(rows, self.panels, None, output).view(*x.shape[:-1], -1)
+
     def look_up(self, ids: Tensor) -> Tensor:
         """Rows of the weight, as they were packed: int64 [...] -> [..., in_features]."""
         first = 0 if self.rows is None else self.rows.start
         rows = self.kernels.linear_rows(self.panels, ids.reshape(-1) + first)
         return rows.view(*ids.shape, rows.shape[-1])
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [num_rows, in_features], each row contiguous."""
+        rows = x.reshape(-1, self.panels.in_features)
+        return rows if rows.stride(-1) == 1 else rows.contiguous()
 
     @classmethod
     def __torch_function__(

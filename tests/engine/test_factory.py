@@ -12,6 +12,7 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
+from distllm.engine.forward import ModelForward
 from distllm.engine.injection.fused import FusedRMSNorm
 from distllm.engine.kernels.library import KernelsUnavailable
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
@@ -137,9 +138,10 @@ def test_a_cuda_that_is_not_there_is_refused(config: EngineConfig) -> None:
 
 def test_the_weights_are_in_memory_once(config: EngineConfig) -> None:
     """After packing, nothing refers to the checkpoint's files and no dense matrix is left."""
-    runner = build(config).runner
+    forward = build(config).runner.forward
+    assert isinstance(forward, ModelForward)
     assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if config.model in line]
-    assert all(parameter.dim() == 1 for parameter in runner.model.parameters())
+    assert all(parameter.dim() == 1 for parameter in forward.model.parameters())
 
 
 def test_closing_gives_the_memory_back(config: EngineConfig) -> None:
