@@ -20,10 +20,14 @@ _KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The attention backend, and the kernels of linear layers; None leaves these to torch."""
+    """The attention backend, and the kernels of linear layers; None leaves these to torch.
+
+    `family` says how weights are quantized, "" where they are not.
+    """
 
     attention: AttentionBackend
     kernels: CpuKernels | None
+    family: str = ""
 
     @property
     def name(self) -> str:
@@ -32,23 +36,24 @@ class Compute:
     @property
     def numerics(self) -> str:
         """Equal for two engines whose bits are equal; plain torch promises nothing beyond its version."""
-        return f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics
+        return (f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics) + self.family
 
 
 def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Compute:
     """Raises ValueError when the kernels were asked for and cannot serve."""
+    family = "" if config.quantization is None else f"-{config.quantization.name}"
     reason = _why_no_kernels(config, device, dtype)
     if reason is None:
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
-            _pin_numerics(kernels, config.numerics)
-            return Compute(PagedCpuAttention(kernels), kernels)
+            _pin_numerics(kernels, config.numerics and config.numerics.removesuffix(family))
+            return Compute(PagedCpuAttention(kernels), kernels, family)
         reason = kernels.reason
     if config.attention_backend == "paged_cpu":
         raise ValueError(f"--attention-backend paged_cpu: {reason}")
     if config.attention_backend == "auto":
         logger.warning("serving with plain torch, which is slow: %s", reason)
-    return Compute(ReferenceAttention(device), None)
+    return Compute(ReferenceAttention(device), None, family)
 
 
 def _pin_numerics(kernels: CpuKernels, numerics: str | None) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from distllm.engine.quantization.config import QuantizationConfig
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
@@ -18,6 +20,7 @@ class EngineConfig:
     activations follow from them. `num_threads` None gives the CPU kernels one thread a core.
     `numerics` None measures which order of sums is faster here; an engine that takes over another's sequences is
     given that one's ExecutorInfo.numerics, so that its bits go on.
+    `quantization` quantizes the weights while they load; None takes them as they are stored.
     """
 
     model: str
@@ -31,3 +34,4 @@ class EngineConfig:
     num_threads: int | None = None
     attention_backend: AttentionBackendName = "auto"
     numerics: str | None = None
+    quantization: QuantizationConfig | None = None

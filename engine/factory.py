@@ -19,11 +19,13 @@ from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
 from distllm.engine.injection.packing import pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
+from distllm.engine.injection.quantizing import choose_schemes, quantize_weights
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.loading import load_config, load_model
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.pool_size import PoolNeed, size_pool
+from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
 Progress = Callable[[str, float], None]
@@ -45,7 +47,7 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    weight_bytes = _inject_weights(model, compute, on_progress)
+    weight_bytes = _inject_weights(model, compute, config.quantization, on_progress)
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
@@ -71,13 +73,19 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     return LocalExecutor(runner, info)
 
 
-def _inject_weights(model: PreTrainedModel, compute: Compute, on_progress: Progress) -> int:
-    """Pack the weights where there are kernels. Returns the bytes that all weights take."""
-    packed_bytes = 0
-    if compute.kernels is not None:
+def _inject_weights(
+    model: PreTrainedModel, compute: Compute, quantization: QuantizationConfig | None, on_progress: Progress
+) -> int:
+    """Quantize the weights if asked to, and pack them where there are kernels. Returns the bytes that all take."""
+    schemes = {} if quantization is None else choose_schemes(model, quantization)
+    if compute.kernels is None:
+        moved_bytes = quantize_weights(model, schemes)
+    else:
         torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-        packed_bytes = pack_weights(model, compute.kernels, lambda done: on_progress("packing the weights", done))
-    return packed_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
+        moved_bytes = pack_weights(
+            model, compute.kernels, schemes, lambda done: on_progress("packing the weights", done)
+        )
+    return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
 
 
 def _pool_need(

@@ -74,6 +74,7 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            quantization=settings.model.quantization_config,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,

@@ -2,27 +2,34 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, register_experts
-from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.injection.packed_weight import PackedWeight, Panels
 from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
+from distllm.engine.injection.quantizing import Schemes
 from distllm.engine.kernels.ops import CpuKernels
-from distllm.engine.kernels.packed import PackedLinear
+from distllm.engine.kernels.quantized import pack_quantized
+from distllm.engine.quantization.config import WeightScheme
+from distllm.engine.quantization.quantizer import quantize
+from distllm.engine.quantization.tensor import concatenate
 
 
-def pack_weights(model: PreTrainedModel, kernels: CpuKernels, on_progress: Callable[[float], None]) -> int:
-    """Pack every weight that is multiplied with; returns the bytes of the packed ones.
+def pack_weights(
+    model: PreTrainedModel, kernels: CpuKernels, schemes: Schemes, on_progress: Callable[[float], None]
+) -> int:
+    """Pack every weight that is multiplied with, quantized as `schemes` says; returns the bytes of the packed ones.
 
     Tied weights stay tied: an embedding that shares the output head's weight reads its rows from the panels. What
     stays dense is copied, so that nothing refers to the checkpoint's mapped files any more.
     """
     register_experts()
-    packer = _WeightPacker(model, kernels, on_progress)
+    packer = _WeightPacker(model, kernels, schemes, on_progress)
     packer.pack()
     _copy_parameters(model)
     if any(has_experts(module) for module in model.modules()):
@@ -33,12 +40,16 @@ def pack_weights(model: PreTrainedModel, kernels: CpuKernels, on_progress: Calla
 class _WeightPacker:
     """Lets go of each dense weight as soon as it is packed."""
 
-    def __init__(self, model: nn.Module, kernels: CpuKernels, on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self, model: nn.Module, kernels: CpuKernels, schemes: Schemes, on_progress: Callable[[float], None]
+    ) -> None:
         self._model = model
         self._kernels = kernels
+        self._schemes = schemes
         self._on_progress = on_progress
         self._users = _modules_by_weight(model)
         self._num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self._done_bytes = 0
         self.packed_bytes = 0
 
     @torch.inference_mode()
@@ -51,28 +62,44 @@ class _WeightPacker:
             elif type(module) is nn.Linear or is_router(module):
                 self._pack(module)
             elif has_experts(module):
-                self._count(pack_experts(module, self._kernels))
+                self._count(pack_experts(module, partial(self._expert, self._schemes.get(module))))
+        for module in self._schemes:
+            if isinstance(module, nn.Embedding):
+                self._pack(module)
+        self._on_progress(1.0)
 
     def _pack_together(self, layers: Sequence[nn.Linear]) -> None:
         """One packed weight for several layers, of which each gets its rows."""
         if not layers:
             return
-        panels = self._kernels.pack_linear([layer.weight for layer in layers])
+        weights = [layer.weight for layer in layers]
+        panels = self._panels(weights, self._schemes.get(layers[0]))
         start = 0
         for layer in layers:
             stop = start + layer.out_features
             self._replace(layer, PackedWeight(self._kernels, panels, slice(start, stop)))
             start = stop
-        self._count(panels.num_bytes)
+        self._count(sum(weight.nbytes for weight in weights))
 
     def _pack(self, module: nn.Module, *, is_transposed: bool = False) -> None:
         weight = module._parameters.get("weight")
         if weight is None:
             return
-        panels: PackedLinear = self._kernels.pack_linear(weight.T if is_transposed else weight)
-        del weight
+        panels = self._panels([weight.T if is_transposed else weight], self._schemes.get(module))
         self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
-        self._count(panels.num_bytes)
+        self._count(weight.nbytes)
+
+    def _expert(self, scheme: WeightScheme | None, weight: Tensor) -> PackedWeight:
+        return PackedWeight(self._kernels, self._panels([weight], scheme))
+
+    def _panels(self, weights: Sequence[Tensor], scheme: WeightScheme | None) -> Panels:
+        if scheme is None:
+            panels: Panels = self._kernels.pack_linear(weights)
+        else:
+            quantized = concatenate([quantize(weight, scheme) for weight in weights])
+            panels = pack_quantized(self._kernels, quantized)
+        self.packed_bytes += panels.num_bytes
+        return panels
 
     def _replace(self, module: nn.Module, packed: PackedWeight) -> None:
         """Give `packed` to every module that uses this module's weight."""
@@ -81,8 +108,8 @@ class _WeightPacker:
             user.weight = packed  # type: ignore[assignment]
 
     def _count(self, num_bytes: int) -> None:
-        self.packed_bytes += num_bytes
-        self._on_progress(min(1.0, self.packed_bytes / self._num_bytes))
+        self._done_bytes += num_bytes
+        self._on_progress(self._done_bytes / self._num_bytes)
 
 
 def _copy_parameters(model: nn.Module) -> None:
