@@ -39,9 +39,8 @@ class Compute:
         return (f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics) + self.family
 
 
-def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Compute:
+def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtype, family: str = "") -> Compute:
     """Raises ValueError when the kernels were asked for and cannot serve."""
-    family = "" if config.quantization is None else f"-{config.quantization.name}"
     reason = _why_no_kernels(config, device, dtype)
     if reason is None:
         kernels = load_kernels(num_threads=config.num_threads)

@@ -26,6 +26,7 @@ from distllm.engine.loading import load_config, load_model
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.pool_size import PoolNeed, size_pool
 from distllm.engine.quantization.config import QuantizationConfig
+from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
 Progress = Callable[[str, float], None]
@@ -41,7 +42,7 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(Path(config.model))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    compute = choose_compute(config, device, dtype)
+    compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config.quantization))
     on_progress("reading the checkpoint", 0.0)
     model = load_model(checkpoint, load_config(checkpoint), dtype, device)
     layers = discover_layers(model)

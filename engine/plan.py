@@ -16,7 +16,8 @@ from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
-from distllm.engine.quantization.footprint import served_tensors, weight_bytes
+from distllm.engine.quantization.family import quantization_name
+from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
 _EXAMINATION_TIMEOUT_S = 120
 
@@ -81,7 +82,7 @@ def memory_plan(
         dtype=dtype,
         num_parameters=num_parameters,
         weight_bytes=num_weight_bytes,
-        quantization=None if config.quantization is None else config.quantization.name,
+        quantization=quantization_name(checkpoint, config.quantization),
         kv_block_bytes=need.block_bytes,
         free_bytes=free,
         num_blocks=num_blocks,
@@ -106,11 +107,6 @@ def examine_architecture(checkpoint: Checkpoint) -> Architecture:
     if refusal := found.get("refusal"):
         raise CheckpointError(refusal)
     return Architecture(**found)
-
-
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """Elements that will be in memory."""
-    return sum(tensor.num_elements for tensor in served_tensors(checkpoint))
 
 
 def _pool_need(

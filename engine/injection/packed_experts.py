@@ -21,18 +21,16 @@ def register_experts() -> None:
     ExpertsInterface.register(EXPERTS_NAME, _forward)
 
 
-def pack_experts(module: nn.Module, pack: Callable[[Tensor], PackedWeight]) -> int:
-    """Replace the experts' weights by lists of packed ones; returns the bytes of what was packed."""
-    num_bytes = 0
+def pack_experts(module: nn.Module, pack: Callable[[Tensor | QuantizedWeight], PackedWeight]) -> None:
+    """Replace the experts' weights by lists of packed ones."""
     for name in PROJECTIONS:
         weights = module._parameters.get(name)
-        if weights is None:
-            continue
-        packed = [pack(weight.T if module.is_transposed else weight) for weight in weights]
-        num_bytes += weights.nbytes
-        del module._parameters[name], weights
-        setattr(module, name, packed)
-    return num_bytes
+        if weights is not None:
+            packed = [pack(weight.T if module.is_transposed else weight) for weight in weights]
+            del module._parameters[name], weights
+            setattr(module, name, packed)
+        elif isinstance(quantized := module.__dict__.get(name), list):
+            setattr(module, name, [pack(weight) for weight in quantized])
 
 
 def _forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

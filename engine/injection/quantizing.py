@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, PROJECTIONS, register_experts
 from distllm.engine.injection.policies import has_experts
+from distllm.engine.injection.weights import weights_of
 from distllm.engine.quantization.config import QuantizationConfig, WeightScheme
 from distllm.engine.quantization.naming import is_mlp, is_router
 from distllm.engine.quantization.quantizer import check_divides, quantize
@@ -42,13 +43,15 @@ def is_quantizable(name: str, module: nn.Module) -> bool:
 
 @torch.inference_mode()
 def quantize_weights(model: PreTrainedModel, schemes: Schemes) -> int:
-    """Replace the weights that `schemes` names by quantized ones in plain torch. Returns their bytes."""
+    """Replace the weights that `schemes` names by quantized ones in plain torch.
+
+    Returns the bytes of all quantized weights, those that the checkpoint stores so among them.
+    """
     register_experts()
     replaced: dict[int, QuantizedWeight] = {}
-    num_bytes = 0
     for module, scheme in schemes.items():
         if has_experts(module):
-            num_bytes += _quantize_experts(module, scheme)
+            _quantize_experts(module, scheme)
             continue
         weight = module._parameters.pop("weight")
         assert weight is not None
@@ -56,23 +59,19 @@ def quantize_weights(model: PreTrainedModel, schemes: Schemes) -> int:
         if id(weight) not in replaced:
             tensor = quantize(weight.T if is_transposed else weight, scheme)
             replaced[id(weight)] = QuantizedWeight.of(tensor, is_transposed=is_transposed)
-            num_bytes += tensor.num_bytes
         module.weight = replaced[id(weight)]  # type: ignore[assignment]
         del weight
     if any(has_experts(module) for module in schemes):
         model.set_experts_implementation(EXPERTS_NAME)
-    return num_bytes
+    return sum(weight.num_bytes for weight in weights_of(model) if isinstance(weight, QuantizedWeight))
 
 
-def _quantize_experts(module: nn.Module, scheme: WeightScheme) -> int:
-    num_bytes = 0
+def _quantize_experts(module: nn.Module, scheme: WeightScheme) -> None:
     for name in PROJECTIONS:
         weights = module._parameters.pop(name, None)
         if weights is not None:
             tensors = [quantize(weight.T if module.is_transposed else weight, scheme) for weight in weights]
             setattr(module, name, [QuantizedWeight.of(tensor) for tensor in tensors])
-            num_bytes += sum(tensor.num_bytes for tensor in tensors)
-    return num_bytes
 
 
 def _inputs(name: str, module: nn.Module) -> Iterator[tuple[str, int]]:

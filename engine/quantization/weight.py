@@ -4,6 +4,7 @@ Serves where there are no kernels, and holds what a quantized checkpoint stores 
 call to `__torch_function__` of any argument that has it, so nn.Linear, Conv1D and nn.Embedding work unchanged.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -61,8 +62,17 @@ class QuantizedWeight:
         """Itself: it is dequantized in the type of what it meets."""
         return self
 
+    @property
+    def dense_bytes(self) -> int:
+        """What the weight would take if it were not quantized."""
+        return math.prod(self._shape) * self.dtype.itemsize
+
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., in_features] -> [..., out_features]."""
+        """x [..., in_features] -> [..., out_features], through torch, so that a probe may leave the product out."""
+        return functional.linear(x, self, bias)  # type: ignore[arg-type]
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `project`, at once."""
         inputs = _rounded(x) if self.tensor.is_dynamic else x
         return functional.linear(inputs, self.tensor.dequantize(x.dtype), bias)
 
@@ -96,12 +106,12 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    return weight.project(x, bias)
+    return weight.multiply(x, bias)
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: QuantizedWeight) -> Tensor:
     assert weight.is_transposed
-    return weight.project(x, bias)
+    return weight.multiply(x, bias)
 
 
 def _embedding(ids: Tensor, weight: QuantizedWeight, *_: Any, **__: Any) -> Tensor:
