@@ -21,10 +21,14 @@ _KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The attention backend, and the kernels of linear layers; None leaves these to torch."""
+    """The attention backend, and the kernels of linear layers; None leaves these to torch.
+
+    `family` says how weights are quantized, "" where they are not.
+    """
 
     attention: AttentionBackend
     kernels: CpuKernels | None
+    family: str = ""
 
     @property
     def name(self) -> str:
@@ -33,11 +37,15 @@ class Compute:
     @property
     def numerics(self) -> str:
         """Equal for two engines whose bits are equal; plain torch promises nothing beyond its version."""
-        return f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics
+        return (f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics) + self.family
 
 
 def choose_compute(
-    config: EngineConfig, device: torch.device, dtype: torch.dtype, group: RankGroup | None = None
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    family: str = "",
+    group: RankGroup | None = None,
 ) -> Compute:
     """The same on every rank of `group`. Raises ValueError when the kernels were asked for and cannot serve."""
     reason = _why_no_kernels(config, device, dtype)
@@ -45,16 +53,16 @@ def choose_compute(
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
             if config.numerics is not None:
-                _pin_numerics(kernels, config.numerics.partition("-tp")[0])
+                _pin_numerics(kernels, config.numerics.partition("-tp")[0].removesuffix(family))
             elif group is not None:
                 _agree_on_variant(kernels, group)
-            return Compute(PagedCpuAttention(kernels), kernels)
+            return Compute(PagedCpuAttention(kernels), kernels, family)
         reason = kernels.reason
     if config.attention_backend == "paged_cpu":
         raise ValueError(f"--attention-backend paged_cpu: {reason}")
     if config.attention_backend == "auto":
         logger.warning("serving with plain torch, which is slow: %s", reason)
-    return Compute(ReferenceAttention(device), None)
+    return Compute(ReferenceAttention(device), None, family)
 
 
 def _agree_on_variant(kernels: CpuKernels, group: RankGroup) -> None:

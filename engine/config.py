@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from distllm.engine.quantization.config import QuantizationConfig
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
@@ -21,6 +23,7 @@ class EngineConfig:
     `tensor_parallel_size` ranks share the model; None takes as many as there are CUDA devices, or one. A rank that
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
     what they computed; 0 never.
+    `quantization` quantizes the weights while they load; None takes them as they are stored.
     """
 
     model: str
@@ -37,3 +40,4 @@ class EngineConfig:
     tensor_parallel_size: int | None = 1
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
+    quantization: QuantizationConfig | None = None

@@ -16,6 +16,8 @@ from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
+from distllm.engine.quantization.family import quantization_name
+from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
 _EXAMINATION_TIMEOUT_S = 120
 
@@ -33,13 +35,15 @@ class Architecture:
 class MemoryPlan:
     """Figures of one checkpoint on one device. `num_blocks` is the pool that an engine would take, at least 0.
 
-    `refusal` is what it would say instead of starting, None where it would start.
+    `quantization` names how weights are quantized, None where they are not. `refusal` is what it would say instead
+    of starting, None where it would start.
     """
 
     path: Path
     model_type: str
     device: str
     dtype: str
+    quantization: str | None
     num_parameters: int
     weight_bytes: int
     kv_block_bytes: int
@@ -65,19 +69,20 @@ def memory_plan(
     device = _device(config)
     dtype = resolve_dtype(config.dtype, checkpoint, device)
     num_parameters = count_parameters(checkpoint)
-    weight_bytes = num_parameters * DTYPE_BYTES[dtype]
+    num_weight_bytes = weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    num_blocks, refusal = _size_pool(config, need, max(0, free - weight_bytes))
-    if weight_bytes >= free:
-        refusal = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free)} are free"
+    num_blocks, refusal = _size_pool(config, need, max(0, free - num_weight_bytes))
+    if num_weight_bytes >= free:
+        refusal = f"the weights alone take {byte_size(num_weight_bytes)}, and {byte_size(free)} are free"
     return MemoryPlan(
         path=checkpoint.path,
         model_type=str(checkpoint.config["model_type"]),
         device=device,
         dtype=dtype,
         num_parameters=num_parameters,
-        weight_bytes=weight_bytes,
+        weight_bytes=num_weight_bytes,
+        quantization=quantization_name(checkpoint, config.quantization),
         kv_block_bytes=need.block_bytes,
         free_bytes=free,
         num_blocks=num_blocks,
@@ -102,16 +107,6 @@ def examine_architecture(checkpoint: Checkpoint) -> Architecture:
     if refusal := found.get("refusal"):
         raise CheckpointError(refusal)
     return Architecture(**found)
-
-
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """Elements that will be in memory: a tied output head that is stored as well counts once."""
-    is_tied = bool(checkpoint.text_config.get("tie_word_embeddings", checkpoint.config.get("tie_word_embeddings")))
-    return sum(
-        tensor.num_elements
-        for name, tensor in checkpoint.tensors.items()
-        if not (is_tied and name in ("lm_head.weight", "embed_out.weight"))
-    )
 
 
 def _pool_need(

@@ -21,11 +21,14 @@ from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
 from distllm.engine.injection.packing import pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
+from distllm.engine.injection.quantizing import choose_schemes, quantize_weights
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, load_config, load_weights
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.config import QuantizationConfig
+from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
 
@@ -94,13 +97,14 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     device = resolve_device(config.device, 0 if group is None else group.rank)
     checkpoint = open_checkpoint(Path(config.model))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    compute = choose_compute(config, device, dtype, group)
+    family = numerics_family(checkpoint, config.quantization)
+    compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
     model, sharding = _load(checkpoint, dtype, device, group)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    weight_bytes = _inject_weights(model, compute, on_progress)
+    weight_bytes = _inject_weights(model, compute, config.quantization, on_progress)
     if sharding is not None and group is not None:
         connect(model, sharding, group)
     expected = plain_logits(model)
@@ -122,10 +126,16 @@ def _load(
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
 
 
-def _inject_weights(model: PreTrainedModel, compute: Compute, on_progress: Progress) -> int:
-    """Pack the weights where there are kernels. Returns the bytes that all weights take."""
-    packed_bytes = 0
-    if compute.kernels is not None:
+def _inject_weights(
+    model: PreTrainedModel, compute: Compute, quantization: QuantizationConfig | None, on_progress: Progress
+) -> int:
+    """Quantize the weights if asked to, and pack them where there are kernels. Returns the bytes that all take."""
+    schemes = {} if quantization is None else choose_schemes(model, quantization)
+    if compute.kernels is None:
+        moved_bytes = quantize_weights(model, schemes)
+    else:
         torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-        packed_bytes = pack_weights(model, compute.kernels, lambda done: on_progress("packing the weights", done))
-    return packed_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
+        moved_bytes = pack_weights(
+            model, compute.kernels, schemes, lambda done: on_progress("packing the weights", done)
+        )
+    return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())

@@ -9,7 +9,7 @@ from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
-from distllm.server.config import InvalidSettings, Settings
+from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
 from distllm.server.launch import start_message
 
 _CONTEXT_LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -39,7 +39,21 @@ def _inspect(settings: Settings) -> Checkpoint:
 
 
 def _command(settings: Settings) -> str:
-    return shlex.join(["distllm", "serve", *([settings.model.model] if settings.model.model else [])])
+    model = settings.model
+    return shlex.join(["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)])
+
+
+def _quantization_flags(model: ModelSection) -> list[str]:
+    flags: list[str] = []
+    for name in QUANTIZATION_OPTIONS:
+        value, flag = getattr(model, name), name.replace("_", "-")
+        if value == ModelSection.model_fields[name].default:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
 
 
 def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
@@ -47,13 +61,17 @@ def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
     pool_bytes = plan.num_blocks * plan.kv_block_bytes
     return [
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
-        f"  weights    {byte_size(plan.weight_bytes)} in {plan.dtype} on {plan.device}, "
+        f"  weights    {byte_size(plan.weight_bytes)} in {_weight_type(plan)} on {plan.device}, "
         f"of {byte_size(plan.free_bytes)} free",
         f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
         f"{plan.kv_token_bytes:,} bytes a token",
         f"  context    {plan.max_model_len:,} tokens a request at most",
         *(_requests_line(plan, length) for length in _lengths(plan, context_length)),
     ]
+
+
+def _weight_type(plan: MemoryPlan) -> str:
+    return plan.dtype if plan.quantization is None else f"{plan.quantization} and {plan.dtype}"
 
 
 def _lengths(plan: MemoryPlan, context_length: int | None) -> list[int]:

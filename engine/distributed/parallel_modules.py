@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.sharding import Sharding
 from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.quantization.weight import QuantizedWeight
 
 
 def connect(model: PreTrainedModel, sharding: Sharding, group: RankGroup) -> None:
@@ -47,6 +48,8 @@ class RowParallel(nn.Module):
         weight = self.layer.weight
         if isinstance(weight, PackedWeight):
             return weight.project_to_float32(x)
+        if isinstance(weight, QuantizedWeight):
+            return weight.multiply(x).float()
         dense = weight if isinstance(self.layer, nn.Linear) else weight.T
         return nn.functional.linear(x, dense).float()
 

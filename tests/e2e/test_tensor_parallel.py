@@ -95,7 +95,7 @@ async def test_no_stream_is_harmed_when_a_rank_dies_or_hangs(
 
 async def _seconds_until_gone(pids: set[int], struck_at_s: Callable[[], float]) -> float:
     """From the strike until every one of the processes has ended."""
-    while not struck_at_s() or any(psutil.pid_exists(pid) for pid in pids):
+    while not struck_at_s() or any(psutil.pid_exists(pid) for pid in pids):  # noqa: ASYNC110 - others' processes
         await asyncio.sleep(0.05)
     return time.monotonic() - struck_at_s()
 

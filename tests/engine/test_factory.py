@@ -1,6 +1,7 @@
 """What an engine says about itself, how it reports progress, and why it refuses."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,8 +137,9 @@ def test_a_cuda_that_is_not_there_is_refused(config: EngineConfig) -> None:
         build(replace(config, device="cuda"))
 
 
-def test_the_weights_are_in_memory_once(config: EngineConfig) -> None:
+def test_the_weights_are_in_memory_once(config: EngineConfig, tmp_path: Path) -> None:
     """After packing, nothing refers to the checkpoint's files and no dense matrix is left."""
+    config = replace(config, model=str(shutil.copytree(config.model, tmp_path / "copy")))
     forward = build(config).runner.forward
     assert isinstance(forward, ModelForward)
     assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if config.model in line]
