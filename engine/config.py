@@ -1,7 +1,8 @@
 """What an engine is to load and on what: plain values, importable without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from distllm.engine.quantization.config import QuantizationConfig
 
@@ -41,3 +42,10 @@ class EngineConfig:
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "EngineConfig":
+        """What `dataclasses.asdict` took apart, as another process reads it from JSON."""
+        quantization = fields["quantization"]
+        whole = None if quantization is None else QuantizationConfig(**quantization)
+        return cls(**{**fields, "quantization": whole})

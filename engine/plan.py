@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distllm.engine.activation import activation_bytes
 from distllm.engine.byte_size import byte_size
@@ -95,18 +96,38 @@ def memory_plan(
 def examine_architecture(checkpoint: Checkpoint) -> Architecture:
     """What `distllm.engine.architecture` finds, in a process of its own. Raises CheckpointError."""
     check_config(checkpoint)
-    command = [sys.executable, "-m", "distllm.engine.architecture", str(checkpoint.path)]
+    return Architecture(**_ask(checkpoint, "distllm.engine.architecture", str(checkpoint.path)))
+
+
+def examine_kernels(checkpoint: Checkpoint, config: EngineConfig) -> list[dict[str, Any]]:
+    """The rows that `distllm.engine.kernel_report` finds, in a process of its own. Raises CheckpointError."""
+    check_config(checkpoint)
+    rows: list[dict[str, Any]] = _ask(checkpoint, "distllm.engine.kernel_report", text=json.dumps(asdict(config)))[
+        "rows"
+    ]
+    return rows
+
+
+def _ask(checkpoint: Checkpoint, module: str, *arguments: str, text: str = "") -> dict[str, Any]:
+    """The JSON object that a program of ours prints. Raises CheckpointError, also for a refusal that it prints."""
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_EXAMINATION_TIMEOUT_S, check=True)
+        run = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_EXAMINATION_TIMEOUT_S,
+            check=True,
+        )
     except subprocess.CalledProcessError as error:
         last_line = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
         raise CheckpointError(f"{checkpoint.path} cannot be examined: {last_line}") from None
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{checkpoint.path} cannot be examined within {_EXAMINATION_TIMEOUT_S} s") from None
-    found = json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)
     if refusal := found.get("refusal"):
         raise CheckpointError(refusal)
-    return Architecture(**found)
+    return found
 
 
 def _pool_need(
