@@ -7,6 +7,7 @@ from distllm.engine.quantization.config import QuantizationConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+KvCacheDtypeName = Literal["auto", "int8", "fp8"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
 
 
@@ -21,6 +22,7 @@ class EngineConfig:
     `numerics` None measures which order of sums is faster here; an engine that takes over another's sequences is
     given that one's ExecutorInfo.numerics, so that its bits go on.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
+    `kv_cache_dtype` auto keeps KV in the type of the weights; int8 and fp8 add a scale for each token and head.
     """
 
     model: str
@@ -35,3 +37,4 @@ class EngineConfig:
     attention_backend: AttentionBackendName = "auto"
     numerics: str | None = None
     quantization: QuantizationConfig | None = None
+    kv_cache_dtype: KvCacheDtypeName = "auto"

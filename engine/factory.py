@@ -33,6 +33,9 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of it that is done, in [0, 1]."""
 
 
+_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
 def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     """Load `config.model`, put the kernels under it and size its KV pool.
 
@@ -42,7 +45,7 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(Path(config.model))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config.quantization))
+    compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config))
     on_progress("reading the checkpoint", 0.0)
     model = load_model(checkpoint, load_config(checkpoint), dtype, device)
     layers = discover_layers(model)
@@ -54,9 +57,10 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
         layers = fuse_modules(model, layers, compute.kernels)
     check_forward(ModelRunner(model, _attach_cache(layers, compute, NUM_BLOCKS, dtype)), expected)
     on_progress("sizing the KV cache", 1.0)
-    need = _pool_need(config, model, layers, max_model_len)
+    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
+    need = _pool_need(config, model, layers, kv_dtype, max_model_len)
     num_blocks = size_pool(config, need, measure_free_bytes(device))
-    runner = ModelRunner(model, _attach_cache(layers, compute, num_blocks, dtype))
+    runner = ModelRunner(model, _attach_cache(layers, compute, num_blocks, kv_dtype))
     info = ExecutorInfo(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
@@ -90,11 +94,15 @@ def _inject_weights(
 
 
 def _pool_need(
-    config: EngineConfig, model: PreTrainedModel, layers: list[DiscoveredLayer], max_model_len: int
+    config: EngineConfig,
+    model: PreTrainedModel,
+    layers: list[DiscoveredLayer],
+    kv_dtype: torch.dtype,
+    max_model_len: int,
 ) -> PoolNeed:
     text = model.config.get_text_config()
     return PoolNeed(
-        block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, model.dtype) for layer in layers),
+        block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, kv_dtype) for layer in layers),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         activation_bytes=activation_bytes(config.max_num_batched_tokens, text.vocab_size, text.hidden_size),

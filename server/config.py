@@ -141,6 +141,9 @@ class EngineSection(Section):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
     )
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
+        "auto", description="type of the KV cache; int8 and fp8 halve it"
+    )
     step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(
         "auto", description="kernels to use; reference: plain torch, slow, for comparison"

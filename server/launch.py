@@ -74,6 +74,7 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            kv_cache_dtype=engine.kv_cache_dtype,
             quantization=settings.model.quantization_config,
         ),
         scheduler=SchedulerConfig(
