@@ -9,6 +9,7 @@ from distllm.engine.attention.interface import AttentionBackend
 from distllm.engine.attention.paged_cpu import PagedCpuAttention
 from distllm.engine.attention.reference import ReferenceAttention
 from distllm.engine.config import EngineConfig
+from distllm.engine.distributed.group import RankGroup
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
 from distllm.engine.kernels.packed import Bf16Variant
 
@@ -39,13 +40,22 @@ class Compute:
         return (f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics) + self.family
 
 
-def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtype, family: str = "") -> Compute:
-    """Raises ValueError when the kernels were asked for and cannot serve."""
+def choose_compute(
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    family: str = "",
+    group: RankGroup | None = None,
+) -> Compute:
+    """The same on every rank of `group`. Raises ValueError when the kernels were asked for and cannot serve."""
     reason = _why_no_kernels(config, device, dtype)
     if reason is None:
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
-            _pin_numerics(kernels, config.numerics and config.numerics.removesuffix(family))
+            if config.numerics is not None:
+                _pin_numerics(kernels, config.numerics.partition("-tp")[0].removesuffix(family))
+            elif group is not None:
+                _agree_on_variant(kernels, group)
             return Compute(PagedCpuAttention(kernels), kernels, family)
         reason = kernels.reason
     if config.attention_backend == "paged_cpu":
@@ -55,9 +65,16 @@ def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtyp
     return Compute(ReferenceAttention(device), None, family)
 
 
-def _pin_numerics(kernels: CpuKernels, numerics: str | None) -> None:
+def _agree_on_variant(kernels: CpuKernels, group: RankGroup) -> None:
+    """Take the bf16 variant that the first rank measured to be the faster."""
+    measured = [_BF16_VARIANTS.index(kernels.bf16_variant)]
+    ((first,), *_) = group.gather_numbers(measured)
+    kernels.bf16_variant = _BF16_VARIANTS[first]
+
+
+def _pin_numerics(kernels: CpuKernels, numerics: str) -> None:
     """Choose the bf16 variant under which the kernels have the given numerics."""
-    if numerics is None or kernels.numerics == numerics:
+    if kernels.numerics == numerics:
         return
     measured = kernels.bf16_variant
     for variant in _BF16_VARIANTS:

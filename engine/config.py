@@ -21,6 +21,9 @@ class EngineConfig:
     activations follow from them. `num_threads` None gives the CPU kernels one thread a core.
     `numerics` None measures which order of sums is faster here; an engine that takes over another's sequences is
     given that one's ExecutorInfo.numerics, so that its bits go on.
+    `tensor_parallel_size` ranks share the model; None takes as many as there are CUDA devices, or one. A rank that
+    keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
+    what they computed; 0 never.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
     `kv_cache_dtype` auto keeps KV in the type of the weights; int8 and fp8 add a scale for each token and head.
     """
@@ -36,5 +39,8 @@ class EngineConfig:
     num_threads: int | None = None
     attention_backend: AttentionBackendName = "auto"
     numerics: str | None = None
+    tensor_parallel_size: int | None = 1
+    rank_timeout_s: float = 1.5
+    rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
     kv_cache_dtype: KvCacheDtypeName = "auto"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
@@ -80,7 +81,8 @@ def _load(config: EngineConfig, windows: Sequence[Sequence[int]]) -> Predict:
 
     def predict(window: Sequence[int]) -> Tensor:
         blocks = table[: -(-len(window) // BLOCK_SIZE)]
-        return runner.forward([SequenceChunk(SequenceId(0), window, 0, blocks, None)], range(len(window)))
+        chunk = SequenceChunk(SequenceId(0), window, 0, blocks, None)
+        return runner.forward(build_step_tensors([chunk], range(len(window))))
 
     return predict
 

@@ -118,7 +118,7 @@ class ExecutorInfo:
     """What an executor turned out to be once its model was loaded.
 
     `kernels` names what runs attention and linear layers; `numerics` identifies the summing order, so that two
-    executors with equal `numerics` give equal bits.
+    executors with equal `numerics` give equal bits. `num_ranks` share weights and KV; bytes are those of all.
     """
 
     num_blocks: int
@@ -133,6 +133,7 @@ class ExecutorInfo:
     weight_bytes: int
     kv_block_bytes: int
     load_s: float
+    num_ranks: int = 1
 
 
 class Executor(Protocol):

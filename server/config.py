@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -143,6 +143,13 @@ class EngineSection(Section):
     )
     kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
         "auto", description="type of the KV cache; int8 and fp8 halve it"
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="ranks that share the model; auto: one a CUDA device"
+    )
+    rank_timeout_s: float = Field(1.5, gt=0, description="seconds a rank may keep the others waiting")
+    rank_check_steps: int = Field(
+        0, ge=0, description="for debugging: compare the ranks' activations every so many steps; 0: never"
     )
     step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(

@@ -75,6 +75,9 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
             kv_cache_dtype=engine.kv_cache_dtype,
+            tensor_parallel_size=None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size,
+            rank_timeout_s=engine.rank_timeout_s,
+            rank_check_steps=engine.rank_check_steps,
             quantization=settings.model.quantization_config,
         ),
         scheduler=SchedulerConfig(

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
-from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
+from distllm.engine.interface import BlockCopy, BlockId, SequenceChunk, SequenceId
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
 
 INT8 = QuantizationConfig.named("int8")
@@ -39,7 +40,7 @@ def compute(executor: LocalExecutor, lengths: list[int], block: int = 0) -> Tens
     for length in lengths:
         table = [BlockId(block + number) for number in range(-(-(done + length) // 16))]
         chunk = SequenceChunk(SequenceId(0), TOKENS[done : done + length], done, table, None)
-        logits.append(executor.runner.forward([chunk], range(length)))
+        logits.append(executor.runner.forward(build_step_tensors([chunk], range(length))))
         done += length
     return torch.cat(logits)
 
@@ -103,8 +104,8 @@ def test_a_copied_block_carries_its_scales(serve: Serve, name: str, backend: str
     executor = serve("llama", backend=backend, kv_cache_dtype=name).executor
     alone = compute(executor, [16, 20])
     chunk = SequenceChunk(SequenceId(0), TOKENS[16:36], 16, [BlockId(9), BlockId(1), BlockId(2)], None)
-    executor.runner.cache.copy_blocks(torch.tensor([0]), torch.tensor([9]))
-    assert torch.equal(executor.runner.forward([chunk], range(20)), alone[16:])
+    step = build_step_tensors([chunk], range(20), [BlockCopy(BlockId(0), BlockId(9))])
+    assert torch.equal(executor.runner.forward(step), alone[16:])
 
 
 def test_numerics_and_weight_bytes_tell_that_weights_are_quantized(serve: Serve) -> None:

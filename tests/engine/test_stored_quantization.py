@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from distllm.engine.architecture import examine
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
@@ -89,7 +90,7 @@ def compute(executor: LocalExecutor, lengths: list[int]) -> Tensor:
     for length in lengths:
         table = [BlockId(number) for number in range(-(-(done + length) // 16))]
         chunk = SequenceChunk(SequenceId(0), TOKENS[done : done + length], done, table, None)
-        logits.append(executor.runner.forward([chunk], range(length)))
+        logits.append(executor.runner.forward(build_step_tensors([chunk], range(length))))
         done += length
     return torch.cat(logits)
 

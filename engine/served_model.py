@@ -1,0 +1,146 @@
+"""A checkpoint made ready to run: loaded, put on the kernels, checked. One rank's part of it, or the whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from distllm.engine.activation import activation_bytes
+from distllm.engine.checkpoint import Checkpoint, open_checkpoint
+from distllm.engine.compute import Compute, choose_compute
+from distllm.engine.config import EngineConfig
+from distllm.engine.context_length import resolve_length, supported_length
+from distllm.engine.device import resolve_device
+from distllm.engine.distributed.group import RankGroup
+from distllm.engine.distributed.parallel_modules import connect
+from distllm.engine.distributed.sharding import Sharding, plan_sharding, shrink
+from distllm.engine.dtypes import resolve_dtype
+from distllm.engine.forward import ModelForward
+from distllm.engine.injection.attention import PagedCache, attach
+from distllm.engine.injection.injector import fuse_modules
+from distllm.engine.injection.packing import pack_weights
+from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
+from distllm.engine.injection.quantizing import choose_schemes, quantize_weights
+from distllm.engine.injection.rotary import freeze_rotary
+from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
+from distllm.engine.loading import build_on_meta, load_config, load_weights
+from distllm.engine.pool_size import PoolNeed
+from distllm.engine.progress import Progress
+from distllm.engine.quantization.config import QuantizationConfig
+from distllm.engine.quantization.family import numerics_family
+from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
+
+_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model whose modules attend to a paged cache that it has yet to be given.
+
+    `sharding` is None where it is whole. `weight_bytes` are those that this process holds.
+    """
+
+    model: PreTrainedModel
+    layers: list[DiscoveredLayer]
+    compute: Compute
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    device: torch.device
+    max_model_len: int
+    weight_bytes: int
+    sharding: Sharding | None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def pool_need(self, config: EngineConfig) -> PoolNeed:
+        """What this process's part of the KV pool takes."""
+        hidden_size = self.model.config.get_text_config().hidden_size
+        return PoolNeed(
+            block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, self.kv_dtype) for layer in self.layers),
+            max_model_len=self.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            activation_bytes=activation_bytes(config.max_num_batched_tokens, self.vocab_size, hidden_size),
+        )
+
+    def forward_over(self, num_blocks: int, kv_dtype: torch.dtype | None = None) -> ModelForward:
+        """The model with a cache of so many blocks, in place of one that it had; of another type if asked."""
+        shapes = [layer.shape for layer in self.layers]
+        cache = PagedCache(self.compute.attention, shapes, num_blocks, kv_dtype or self.kv_dtype)
+        for layer, paged in zip(self.layers, cache.layers, strict=True):
+            attach(layer.module, paged)
+        return ModelForward(self.model, cache)
+
+    def info(self, num_blocks: int, block_bytes: int, weight_bytes: int, load_s: float) -> ExecutorInfo:
+        """What an executor over this model tells of itself; bytes are those of all ranks."""
+        size = 1 if self.sharding is None else self.sharding.size
+        return ExecutorInfo(
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            model_type=self.model.config.model_type,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            kernels=self.compute.name,
+            numerics=self.compute.numerics if size == 1 else f"{self.compute.numerics}-tp{size}",
+            weight_bytes=weight_bytes,
+            kv_block_bytes=block_bytes,
+            load_s=load_s,
+            num_ranks=size,
+        )
+
+
+def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup | None = None) -> ServedModel:
+    """Load `config.model`, or the part of this rank of `group`, and put the kernels under it.
+
+    Raises CheckpointError or ValueError, each with one line for the operator.
+    """
+    device = resolve_device(config.device, 0 if group is None else group.rank)
+    checkpoint = open_checkpoint(Path(config.model))
+    dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
+    family = numerics_family(checkpoint, config)
+    compute = choose_compute(config, device, dtype, family, group)
+    on_progress("reading the checkpoint", 0.0)
+    model, sharding = _load(checkpoint, dtype, device, group)
+    layers = discover_layers(model)
+    max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
+    freeze_rotary(model, max_model_len)
+    weight_bytes = _inject_weights(model, compute, config.quantization, on_progress)
+    if sharding is not None and group is not None:
+        connect(model, sharding, group)
+    expected = plain_logits(model)
+    if compute.kernels is not None:
+        layers = fuse_modules(model, layers, compute.kernels)
+    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
+    served = ServedModel(model, layers, compute, dtype, kv_dtype, device, max_model_len, weight_bytes, sharding)
+    check_forward(served.forward_over(NUM_BLOCKS, dtype), expected)
+    return served
+
+
+def _load(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+) -> tuple[PreTrainedModel, Sharding | None]:
+    model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+    if group is None:
+        return load_weights(checkpoint, model, dtype, device), None
+    sharding = plan_sharding(model, group.rank, group.size)
+    shrink(model, sharding)
+    return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
+
+
+def _inject_weights(
+    model: PreTrainedModel, compute: Compute, quantization: QuantizationConfig | None, on_progress: Progress
+) -> int:
+    """Quantize the weights if asked to, and pack them where there are kernels. Returns the bytes that all take."""
+    schemes = {} if quantization is None else choose_schemes(model, quantization)
+    if compute.kernels is None:
+        moved_bytes = quantize_weights(model, schemes)
+    else:
+        torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
+        moved_bytes = pack_weights(
+            model, compute.kernels, schemes, lambda done: on_progress("packing the weights", done)
+        )
+    return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
