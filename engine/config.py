@@ -8,6 +8,7 @@ from distllm.engine.quantization.config import QuantizationConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+KvCacheDtypeName = Literal["auto", "int8", "fp8"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
 
 
@@ -25,6 +26,7 @@ class EngineConfig:
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
     what they computed; 0 never.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
+    `kv_cache_dtype` auto keeps KV in the type of the weights; int8 and fp8 add a scale for each token and head.
     """
 
     model: str
@@ -42,6 +44,7 @@ class EngineConfig:
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
+    kv_cache_dtype: KvCacheDtypeName = "auto"
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "EngineConfig":

@@ -21,13 +21,18 @@ from distllm.engine.quantization.family import quantization_name
 from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
 _EXAMINATION_TIMEOUT_S = 120
+_KV_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers."""
+    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers.
+
+    `kv_heads_per_token` counts the heads of all layers, each with keys and values.
+    """
 
     kv_elements_per_token: int
+    kv_heads_per_token: int
     vocab_size: int
     hidden_size: int
 
@@ -134,13 +139,19 @@ def _pool_need(
     checkpoint: Checkpoint, architecture: Architecture, config: EngineConfig, element_bytes: int
 ) -> PoolNeed:
     return PoolNeed(
-        block_bytes=BLOCK_SIZE * architecture.kv_elements_per_token * element_bytes,
+        block_bytes=BLOCK_SIZE * _kv_token_bytes(architecture, config, element_bytes),
         max_model_len=resolve_length(config.max_model_len, supported_length(checkpoint.text_config)),
         max_num_seqs=config.max_num_seqs,
         activation_bytes=activation_bytes(
             config.max_num_batched_tokens, architecture.vocab_size, architecture.hidden_size
         ),
     )
+
+
+def _kv_token_bytes(architecture: Architecture, config: EngineConfig, element_bytes: int) -> int:
+    if config.kv_cache_dtype == "auto":
+        return architecture.kv_elements_per_token * element_bytes
+    return architecture.kv_elements_per_token + architecture.kv_heads_per_token * 2 * _KV_SCALE_BYTES
 
 
 def _size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> tuple[int, str | None]:

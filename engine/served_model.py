@@ -31,6 +31,8 @@ from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
+_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -43,6 +45,7 @@ class ServedModel:
     layers: list[DiscoveredLayer]
     compute: Compute
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     device: torch.device
     max_model_len: int
     weight_bytes: int
@@ -56,15 +59,16 @@ class ServedModel:
         """What this process's part of the KV pool takes."""
         hidden_size = self.model.config.get_text_config().hidden_size
         return PoolNeed(
-            block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, self.dtype) for layer in self.layers),
+            block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, self.kv_dtype) for layer in self.layers),
             max_model_len=self.max_model_len,
             max_num_seqs=config.max_num_seqs,
             activation_bytes=activation_bytes(config.max_num_batched_tokens, self.vocab_size, hidden_size),
         )
 
-    def forward_over(self, num_blocks: int) -> ModelForward:
-        """The model with a cache of so many blocks, in place of one that it had before."""
-        cache = PagedCache(self.compute.attention, [layer.shape for layer in self.layers], num_blocks, self.dtype)
+    def forward_over(self, num_blocks: int, kv_dtype: torch.dtype | None = None) -> ModelForward:
+        """The model with a cache of so many blocks, in place of one that it had; of another type if asked."""
+        shapes = [layer.shape for layer in self.layers]
+        cache = PagedCache(self.compute.attention, shapes, num_blocks, kv_dtype or self.kv_dtype)
         for layer, paged in zip(self.layers, cache.layers, strict=True):
             attach(layer.module, paged)
         return ModelForward(self.model, cache)
@@ -97,7 +101,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     device = resolve_device(config.device, 0 if group is None else group.rank)
     checkpoint = open_checkpoint(Path(config.model))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    family = numerics_family(checkpoint, config.quantization)
+    family = numerics_family(checkpoint, config)
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
     model, sharding = _load(checkpoint, dtype, device, group)
@@ -110,8 +114,9 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
-    served = ServedModel(model, layers, compute, dtype, device, max_model_len, weight_bytes, sharding)
-    check_forward(served.forward_over(NUM_BLOCKS), expected)
+    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
+    served = ServedModel(model, layers, compute, dtype, kv_dtype, device, max_model_len, weight_bytes, sharding)
+    check_forward(served.forward_over(NUM_BLOCKS, dtype), expected)
     return served
 
 

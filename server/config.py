@@ -141,6 +141,9 @@ class EngineSection(Section):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
     )
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
+        "auto", description="type of the KV cache; int8 and fp8 halve it"
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="ranks that share the model; auto: one a CUDA device"
     )

@@ -74,6 +74,7 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            kv_cache_dtype=engine.kv_cache_dtype,
             tensor_parallel_size=None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size,
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,

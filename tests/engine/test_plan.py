@@ -49,6 +49,17 @@ def test_quantized_weights_are_counted_as_the_engine_keeps_them(
     assert plan.quantization == config.name
 
 
+@pytest.mark.parametrize("kind", ["llama", "llama-odd", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_quantized_kv_cache_is_counted_with_its_scales(
+    checkpoint: Callable[[str], Path], serve: Callable[..., Any], kind: str, name: str
+) -> None:
+    plan = plan_of(checkpoint(kind), kv_cache_dtype=name)
+    info = serve(kind, kv_cache_dtype=name).executor.info
+    assert plan.kv_block_bytes == info.kv_block_bytes
+    assert plan.kv_block_bytes < plan_of(checkpoint(kind), dtype="float32").kv_block_bytes / 2
+
+
 def test_requests_are_counted_in_whole_blocks(checkpoint: Callable[[str], Path]) -> None:
     plan = plan_of(checkpoint("llama"), num_blocks=10)
     assert [plan.max_requests(length) for length in (1, 16, 17, 80, 160, 161)] == [10, 10, 5, 2, 1, 0]
