@@ -6,6 +6,7 @@ from typing import Literal
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
+OffloadName = Literal["none", "cpu", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,9 @@ class EngineConfig:
     activations follow from them. `num_threads` None gives the CPU kernels one thread a core.
     `numerics` None measures which order of sums is faster here; an engine that takes over another's sequences is
     given that one's ExecutorInfo.numerics, so that its bits go on.
+    `offload` says where layers wait that do not fit on the device: in the host's memory ("cpu") or in a file in
+    `offload_dir` ("disk"; None: the system's folder for that). `weights_bytes` is what weights on the device may
+    take, with the buffers through which layers stream; None gives them what is free beside the KV pool.
     """
 
     model: str
@@ -31,3 +35,6 @@ class EngineConfig:
     num_threads: int | None = None
     attention_backend: AttentionBackendName = "auto"
     numerics: str | None = None
+    offload: OffloadName = "none"
+    offload_dir: str | None = None
+    weights_bytes: int | None = None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
-from distllm.engine.injection.packing import pack_weights
+from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.loading import load_config, load_model
 from distllm.engine.model_runner import ModelRunner
+from distllm.engine.offload.decoder_layers import find_decoder_layers
+from distllm.engine.offload.offloader import Offloader
+from distllm.engine.offload.start import open_lane, settle_layers
 from distllm.engine.pool_size import PoolNeed, size_pool
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
@@ -41,17 +45,25 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype)
     on_progress("reading the checkpoint", 0.0)
-    model = load_model(checkpoint, load_config(checkpoint), dtype, device)
+    lane = open_lane(config, device)
+    host = device if lane is None else torch.device("cpu")
+    model = load_model(checkpoint, load_config(checkpoint), dtype, host)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    weight_bytes = _inject_weights(model, compute, on_progress)
+    offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
+    weight_bytes = _inject_weights(model, compute, device, offloader, on_progress)
+    need = _pool_need(config, model, layers, max_model_len)
+    if offloader is not None:
+        other_bytes = weight_bytes - sum(offloader.layer_bytes)
+        config = settle_layers(
+            offloader, config, need, other_bytes, measure_free_bytes(device), partial(on_progress, "reading back")
+        )
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
     check_forward(ModelRunner(model, _attach_cache(layers, compute, NUM_BLOCKS, dtype)), expected)
     on_progress("sizing the KV cache", 1.0)
-    need = _pool_need(config, model, layers, max_model_len)
     num_blocks = size_pool(config, need, measure_free_bytes(device))
     runner = ModelRunner(model, _attach_cache(layers, compute, num_blocks, dtype))
     info = ExecutorInfo(
@@ -71,13 +83,23 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     return LocalExecutor(runner, info)
 
 
-def _inject_weights(model: PreTrainedModel, compute: Compute, on_progress: Progress) -> int:
-    """Pack the weights where there are kernels. Returns the bytes that all weights take."""
-    packed_bytes = 0
+def _inject_weights(
+    model: PreTrainedModel,
+    compute: Compute,
+    device: torch.device,
+    offloader: Offloader | None,
+    on_progress: Progress,
+) -> int:
+    """Pack the weights where there are kernels, and take layers out of memory. Returns the bytes of all weights."""
+    moved_bytes = 0
+    report = partial(on_progress, "packing the weights")
     if compute.kernels is not None:
         torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-        packed_bytes = pack_weights(model, compute.kernels, lambda done: on_progress("packing the weights", done))
-    return packed_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
+        on_packed = leave_packed if offloader is None else offloader.take_packed
+        moved_bytes = pack_weights(model, compute.kernels, report, on_packed)
+    elif offloader is not None:
+        moved_bytes = offloader.take_parameters(model, device)
+    return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
 
 
 def _pool_need(

@@ -1,6 +1,6 @@
 """Mixture of experts on packed weights: a token's experts are summed in one order, whatever is in the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.kernels.ops import CpuKernels
+from distllm.engine.kernels.packed import PackedLinear
 
 EXPERTS_NAME = "distllm_packed"
 _PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
@@ -18,14 +19,17 @@ def register_experts() -> None:
     ExpertsInterface.register(EXPERTS_NAME, _forward)
 
 
-def pack_experts(module: nn.Module, kernels: CpuKernels) -> int:
-    """Replace the experts' weights by lists of packed ones; returns the bytes that were packed."""
+def pack_experts(module: nn.Module, kernels: CpuKernels, on_packed: Callable[[PackedLinear], None]) -> int:
+    """Replace the experts' weights by lists of packed ones, each told of; returns the bytes that were packed."""
     num_bytes = 0
     for name in _PROJECTIONS:
         weights = module._parameters.get(name)
         if weights is None:
             continue
-        packed = [_pack(weight, kernels, is_transposed=bool(module.is_transposed)) for weight in weights]
+        packed = []
+        for weight in weights:
+            packed.append(_pack(weight, kernels, is_transposed=bool(module.is_transposed)))
+            on_packed(packed[-1].panels)
         num_bytes += weights.nbytes
         del module._parameters[name], weights
         setattr(module, name, packed)

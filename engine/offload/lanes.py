@@ -1,0 +1,82 @@
+"""How a layer's bytes get from where they are kept to where they are used."""
+
+import mmap
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distllm.engine.offload.disk_file import DiskFile, pages
+from distllm.engine.offload.layer_tensors import LayerTensors, content_bytes
+from distllm.engine.offload.readers import Reader
+
+_HUGE_PAGE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Room for a layer. `content` is uint8 [num_bytes] where the layer computes; `host` the same memory's bytes."""
+
+    content: Tensor
+    host: memoryview
+
+
+class Lane(Protocol):
+    """Keeps layers and fetches them. `fill` runs beside the computation, everything else in its thread."""
+
+    name: str
+
+    def keep(self, tensor: Tensor) -> int:
+        """Store a tensor's content behind what is stored already; returns where it begins."""
+
+    def allocate(self, num_bytes: int) -> Any:
+        """A buffer that `fill` can fill with `num_bytes`."""
+
+    def fill(self, buffer: Any, layer: LayerTensors) -> None:
+        """Bring a layer into the buffer. Raises OSError."""
+
+    def begin_use(self, buffer: Any) -> Tensor:
+        """What `fill` brought, uint8 on the device that computes."""
+
+    def end_use(self, buffer: Any) -> None:
+        """What was begun with the buffer may still run; `fill` waits for it."""
+
+    def close(self) -> None:
+        """Give up files and threads."""
+
+
+class DiskLane:
+    """From a file on disk to the memory of a CPU."""
+
+    def __init__(self, file: DiskFile, reader: Reader) -> None:
+        self.name = f"disk by {reader.name}"
+        self._file = file
+        self._reader = reader
+
+    def keep(self, tensor: Tensor) -> int:
+        return self._file.append(content_bytes(tensor))
+
+    def allocate(self, num_bytes: int) -> Buffer:
+        return host_buffer(num_bytes)
+
+    def fill(self, buffer: Buffer, layer: LayerTensors) -> None:
+        self._reader.read(buffer.host[: layer.num_bytes], layer.begin)
+
+    def begin_use(self, buffer: Buffer) -> Tensor:
+        return buffer.content
+
+    def end_use(self, buffer: Buffer) -> None:
+        """Nothing runs on a CPU once its call has returned."""
+
+    def close(self) -> None:
+        self._reader.close()
+        self._file.close()
+
+
+def host_buffer(num_bytes: int) -> Buffer:
+    """Memory from a page boundary on, of huge pages where it is large enough for them and the system has some."""
+    memory = mmap.mmap(-1, pages(num_bytes), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= _HUGE_PAGE_BYTES:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return Buffer(torch.frombuffer(memory, dtype=torch.uint8), memoryview(memory))

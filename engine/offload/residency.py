@@ -1,0 +1,80 @@
+"""Which layers stay in memory and which stream: pure arithmetic. Importable without torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distllm.engine.byte_size import byte_size
+from distllm.engine.pool_size import FREE_FRACTION, OutOfMemory, PoolNeed
+
+_MAX_SLOTS = 3
+_MIN_SLOTS = 2
+_MAX_POOL_SHARE = 0.25
+"""Of what layers and KV share, the part that the KV pool gets where its size was not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """`streamed` layers, in order, come through a ring of `num_slots` buffers as large as the largest of them."""
+
+    streamed: tuple[int, ...]
+    num_slots: int
+    slot_bytes: int
+    streamed_bytes: int
+    resident_bytes: int
+
+    @property
+    def ring_bytes(self) -> int:
+        return self.num_slots * self.slot_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Bytes for layers, resident or in the ring, and bytes for the KV pool."""
+
+    layer_bytes: int
+    kv_bytes: int
+
+
+def share_memory(need: PoolNeed, free_bytes: int, kv_bytes: int | None) -> Shares:
+    """Divide what is free once all but the layers is in memory; `kv_bytes` None lets the pool have a quarter.
+
+    The pool gets room for one sequence at least and for a full batch at most.
+    """
+    usable = max(0, int(free_bytes * FREE_FRACTION) - need.activation_bytes)
+    if kv_bytes is None:
+        one_sequence = need.blocks_per_sequence * need.block_bytes
+        kv_bytes = min(one_sequence * need.max_num_seqs, max(one_sequence, int(usable * _MAX_POOL_SHARE)))
+    return Shares(max(0, usable - kv_bytes), kv_bytes)
+
+
+def choose_residents(layer_bytes: Sequence[int], budget_bytes: int) -> Residency:
+    """Keep as many layers as the budget holds beside the ring. Raises OutOfMemory where the ring does not fit.
+
+    Resident layers lie evenly among the streamed ones, so that their time, too, is used for reading.
+    """
+    total = sum(layer_bytes)
+    if total <= budget_bytes:
+        return Residency((), 0, 0, 0, total)
+    for num_slots in range(_MAX_SLOTS, _MIN_SLOTS - 1, -1):
+        for num_residents in range(len(layer_bytes) - num_slots - 1, -1, -1):
+            residency = _residency(layer_bytes, num_residents, num_slots)
+            if residency.resident_bytes + residency.ring_bytes <= budget_bytes:
+                return residency
+    needed = _MIN_SLOTS * max(layer_bytes)
+    raise OutOfMemory(
+        f"layers stream through {byte_size(needed)} of buffers, and {byte_size(max(0, budget_bytes))} are left: "
+        "lower --max-num-batched-tokens, --max-model-len or --kv-cache-memory, or give the process more memory"
+    )
+
+
+def _residency(layer_bytes: Sequence[int], num_residents: int, num_slots: int) -> Residency:
+    num_layers = len(layer_bytes)
+    residents = {(2 * number + 1) * num_layers // (2 * num_residents) for number in range(num_residents)}
+    streamed = tuple(index for index in range(num_layers) if index not in residents)
+    return Residency(
+        streamed=streamed,
+        num_slots=num_slots,
+        slot_bytes=max(layer_bytes[index] for index in streamed),
+        streamed_bytes=sum(layer_bytes[index] for index in streamed),
+        resident_bytes=sum(layer_bytes[index] for index in residents),
+    )
