@@ -54,11 +54,13 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
     weight_bytes = _inject_weights(model, compute, device, offloader, on_progress)
     need = _pool_need(config, model, layers, max_model_len)
+    streamed_bytes = 0
     if offloader is not None:
         other_bytes = weight_bytes - sum(offloader.layer_bytes)
-        config = settle_layers(
+        settled = settle_layers(
             offloader, config, need, other_bytes, measure_free_bytes(device), partial(on_progress, "reading back")
         )
+        config, streamed_bytes = settled.config, settled.streamed_bytes
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
@@ -79,6 +81,7 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
         weight_bytes=weight_bytes,
         kv_block_bytes=need.block_bytes,
         load_s=time.monotonic() - started_s,
+        streamed_bytes=streamed_bytes,
     )
     return LocalExecutor(runner, info)
 

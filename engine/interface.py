@@ -118,7 +118,8 @@ class ExecutorInfo:
     """What an executor turned out to be once its model was loaded.
 
     `kernels` names what runs attention and linear layers; `numerics` identifies the summing order, so that two
-    executors with equal `numerics` give equal bits.
+    executors with equal `numerics` give equal bits. `streamed_bytes` are those of `weight_bytes` that every step
+    brings in from where they are offloaded.
     """
 
     num_blocks: int
@@ -133,6 +134,7 @@ class ExecutorInfo:
     weight_bytes: int
     kv_block_bytes: int
     load_s: float
+    streamed_bytes: int = 0
 
 
 class Executor(Protocol):

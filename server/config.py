@@ -111,6 +111,15 @@ class EngineSection(Section):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
     )
+    offload: Literal["none", "cpu", "disk"] = Field(
+        "none", description="where layers wait that do not fit on the device: host memory (with cuda) or a file"
+    )
+    offload_dir: Path | None = Field(None, description="folder on a disk for offloaded layers; none: /var/tmp")
+    weights_memory: float | None = Field(
+        None,
+        gt=0,
+        description="GiB on the device for weights when offloading; none: what is free beside the KV cache",
+    )
     step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(
         "auto", description="kernels to use; reference: plain torch, slow, for comparison"

@@ -69,11 +69,14 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             device=engine.device,
             dtype=settings.model.dtype,
             max_model_len=settings.model.max_model_len,
-            kv_cache_bytes=None if engine.kv_cache_memory is None else int(engine.kv_cache_memory * 2**30),
+            kv_cache_bytes=_gib_to_bytes(engine.kv_cache_memory),
             max_num_seqs=scheduler.max_num_seqs,
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            offload=engine.offload,
+            offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
+            weights_bytes=_gib_to_bytes(engine.weights_memory),
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,
@@ -83,6 +86,10 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
         ),
         log_level=settings.server.log_level,
     )
+
+
+def _gib_to_bytes(amount: float | None) -> int | None:
+    return None if amount is None else int(amount * 2**30)
 
 
 async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """Opens what layers are kept in, and divides the memory between resident layers, the ring and the KV pool."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,14 @@ def open_lane(config: EngineConfig, device: torch.device) -> Lane | None:
     return DiskLane(file, PlainReader(file))
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What follows from the division: `config` with the KV pool's share, and the bytes that a step brings in."""
+
+    config: EngineConfig
+    streamed_bytes: int
+
+
 def settle_layers(
     offloader: Offloader,
     config: EngineConfig,
@@ -35,8 +43,8 @@ def settle_layers(
     other_bytes: int,
     free_bytes: int,
     on_progress: Callable[[float], None],
-) -> EngineConfig:
-    """Decide which layers stay in memory and let the rest stream; `config` with the pool's share of the memory.
+) -> Settled:
+    """Decide which layers stay in memory and let the rest stream.
 
     `other_bytes` are the weights that are never offloaded; `free_bytes` is measured with them in memory and the
     layers out of it. Raises OutOfMemory.
@@ -46,8 +54,8 @@ def settle_layers(
     residency = choose_residents(offloader.layer_bytes, budget)
     offloader.settle(residency, on_progress)
     if config.num_blocks is None and config.weights_bytes is None and residency.streamed:
-        return replace(config, kv_cache_bytes=shares.kv_bytes)
-    return config
+        config = replace(config, kv_cache_bytes=shares.kv_bytes)
+    return Settled(config, residency.streamed_bytes)
 
 
 def _given_pool_bytes(config: EngineConfig, need: PoolNeed) -> int | None:

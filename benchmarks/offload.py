@@ -1,0 +1,129 @@
+"""Serving a model from a disk: tokens a second in less memory than its weights take.
+
+`python -m benchmarks.offload` makes a random bf16 checkpoint in the shape of Llama 3.2 1B (1.2 billion parameters)
+and runs the engine on it with `--offload disk`, in a cgroup that may use 60 % of the weights' size. The bytes that
+its layers stream a second are compared with what the disk reads sequentially just before and after.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.checkpoint import make_checkpoint
+from benchmarks.disk_rate import sequential_rate
+from benchmarks.memory_limit import MemoryLimit, memory_limit
+from benchmarks.start import LLAMA_1_2B
+from distllm import LLM, SamplingParams
+
+_PROMPT_TOKENS = 4
+_RUN_FLAG = "--in-this-process"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one number of streams came to; a step gives each stream a token."""
+
+    num_streams: int
+    tokens_per_s: float
+    streamed_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One engine's runs, beside the disk."""
+
+    runs: list[Run]
+    disk_bytes_per_s: float
+    peak_bytes: int | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    model = options.model or str(make_checkpoint(options.results / "checkpoints/llama-1.2b", LLAMA_1_2B))
+    if options.in_this_process:
+        print(json.dumps([asdict(run) for run in _run_engine(model, options)]))
+        return 0
+    limit_bytes = int(options.share * sum(file.stat().st_size for file in Path(model).glob("*.safetensors")))
+    print(f"memory limit: {limit_bytes / 1e9:.2f} GB, {options.share:.0%} of the weights")
+    measured = []
+    for _ in range(options.rounds):
+        with memory_limit(limit_bytes) as limit:
+            measured.append(_measure(model, options, limit))
+        _print(measured[-1])
+    for streams in options.streams:
+        share = _median_share(measured, streams)
+        print(f"median of {options.rounds}, {streams} streams: {share:.0%} of the disk's rate")
+    (options.results / "offload.json").write_text(json.dumps([asdict(one) for one in measured], indent=1))
+    return 0
+
+
+def _measure(model: str, options: argparse.Namespace, limit: MemoryLimit) -> Measured:
+    command = [sys.executable, "-m", "benchmarks.offload", _RUN_FLAG, "--model", model]
+    command += ["--offload-dir", str(options.offload_dir), "--num-tokens", str(options.num_tokens)]
+    command += ["--streams", *map(str, options.streams)]
+    before = sequential_rate(options.offload_dir)
+    done = subprocess.run(limit.wrap(command), stdout=subprocess.PIPE, text=True, check=True)
+    after = sequential_rate(options.offload_dir)
+    runs = [Run(**run) for run in json.loads(done.stdout.splitlines()[-1])]
+    return Measured(runs, (before + after) / 2, limit.peak_bytes())
+
+
+def _run_engine(model: str, options: argparse.Namespace) -> list[Run]:
+    """In the process that is limited: an engine, and for each number of streams one batch."""
+    settings = {"max_model_len": 2048, "max_num_seqs": max(options.streams), "max_num_batched_tokens": 64}
+    with LLM(model, offload="disk", offload_dir=str(options.offload_dir), **settings) as llm:
+        return [_run_batch(llm, streams, options.num_tokens) for streams in options.streams]
+
+
+def _run_batch(llm: LLM, num_streams: int, num_tokens: int) -> Run:
+    prompts = [[10 + stream, 20, 30, 40][:_PROMPT_TOKENS] for stream in range(num_streams)]
+    began_s = time.perf_counter()
+    llm.generate(prompts, SamplingParams(max_tokens=num_tokens, temperature=0.0), use_tqdm=False)
+    elapsed_s = time.perf_counter() - began_s
+    steps_per_s = num_tokens / elapsed_s
+    return Run(num_streams, num_streams * steps_per_s, steps_per_s * llm.info.streamed_bytes)
+
+
+def _print(measured: Measured) -> None:
+    disk = measured.disk_bytes_per_s
+    for run in measured.runs:
+        streamed = run.streamed_bytes_per_s
+        print(
+            f"{run.num_streams:3d} streams: {run.tokens_per_s:6.2f} tokens/s, {streamed / 1e9:.2f} GB/s of layers, "
+            f"disk {disk / 1e9:.2f} GB/s: {streamed / disk:.0%}",
+            flush=True,
+        )
+    if measured.peak_bytes is not None:
+        print(f"    peak memory, page cache included: {measured.peak_bytes / 1e9:.2f} GB", flush=True)
+
+
+def _median_share(measured: Sequence[Measured], num_streams: int) -> float:
+    return statistics.median(
+        run.streamed_bytes_per_s / one.disk_bytes_per_s
+        for one in measured
+        for run in one.runs
+        if run.num_streams == num_streams
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.offload", description=__doc__)
+    parser.add_argument("--model", default="", help="checkpoint; none: a random one, made once")
+    parser.add_argument("--share", type=float, default=0.6, help="memory limit, as a part of the weights")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="sequences that run at once")
+    parser.add_argument("--num-tokens", type=int, default=24, help="of each stream (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="engines started (default: %(default)s)")
+    parser.add_argument("--offload-dir", type=Path, default=Path("/var/tmp"), help="folder on the disk to measure")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for what is written")
+    parser.add_argument(_RUN_FLAG, action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
