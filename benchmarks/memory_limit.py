@@ -52,12 +52,10 @@ def _make_group(num_bytes: int) -> Path:
             folder.mkdir()
         except OSError:
             continue
-        try:
+        if (folder / limit_file).exists():  # the kernel's, where it limits memory here
             (folder / limit_file).write_text(str(num_bytes))
-        except OSError:  # a hierarchy without the memory controller
-            folder.rmdir()
-            continue
-        return folder
+            return folder
+        folder.rmdir()
     raise NoCgroupError("a memory limit needs root and cgroups with the memory controller")
 
 

@@ -10,7 +10,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,20 +17,8 @@ from pathlib import Path
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.disk_rate import sequential_rate
 from benchmarks.memory_limit import MemoryLimit, memory_limit
+from benchmarks.offloaded_engine import Run
 from benchmarks.start import LLAMA_1_2B
-from distllm import LLM, SamplingParams
-
-_PROMPT_TOKENS = 4
-_RUN_FLAG = "--in-this-process"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one number of streams came to; a step gives each stream a token."""
-
-    num_streams: int
-    tokens_per_s: float
-    streamed_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +33,6 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     model = options.model or str(make_checkpoint(options.results / "checkpoints/llama-1.2b", LLAMA_1_2B))
-    if options.in_this_process:
-        print(json.dumps([asdict(run) for run in _run_engine(model, options)]))
-        return 0
     limit_bytes = int(options.share * sum(file.stat().st_size for file in Path(model).glob("*.safetensors")))
     print(f"memory limit: {limit_bytes / 1e9:.2f} GB, {options.share:.0%} of the weights")
     measured = []
@@ -64,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(model: str, options: argparse.Namespace, limit: MemoryLimit) -> Measured:
-    command = [sys.executable, "-m", "benchmarks.offload", _RUN_FLAG, "--model", model]
+    command = [sys.executable, "-m", "benchmarks.offloaded_engine", model]
     command += ["--offload-dir", str(options.offload_dir), "--num-tokens", str(options.num_tokens)]
     command += ["--streams", *map(str, options.streams)]
     before = sequential_rate(options.offload_dir)
@@ -72,22 +56,6 @@ def _measure(model: str, options: argparse.Namespace, limit: MemoryLimit) -> Mea
     after = sequential_rate(options.offload_dir)
     runs = [Run(**run) for run in json.loads(done.stdout.splitlines()[-1])]
     return Measured(runs, (before + after) / 2, limit.peak_bytes())
-
-
-def _run_engine(model: str, options: argparse.Namespace) -> list[Run]:
-    """In the process that is limited: an engine, and for each number of streams one batch."""
-    settings = {"max_model_len": 2048, "max_num_seqs": max(options.streams), "max_num_batched_tokens": 64}
-    with LLM(model, offload="disk", offload_dir=str(options.offload_dir), **settings) as llm:
-        return [_run_batch(llm, streams, options.num_tokens) for streams in options.streams]
-
-
-def _run_batch(llm: LLM, num_streams: int, num_tokens: int) -> Run:
-    prompts = [[10 + stream, 20, 30, 40][:_PROMPT_TOKENS] for stream in range(num_streams)]
-    began_s = time.perf_counter()
-    llm.generate(prompts, SamplingParams(max_tokens=num_tokens, temperature=0.0), use_tqdm=False)
-    elapsed_s = time.perf_counter() - began_s
-    steps_per_s = num_tokens / elapsed_s
-    return Run(num_streams, num_streams * steps_per_s, steps_per_s * llm.info.streamed_bytes)
 
 
 def _print(measured: Measured) -> None:
@@ -121,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="engines started (default: %(default)s)")
     parser.add_argument("--offload-dir", type=Path, default=Path("/var/tmp"), help="folder on the disk to measure")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for what is written")
-    parser.add_argument(_RUN_FLAG, action="store_true", help=argparse.SUPPRESS)
     return parser
 
 

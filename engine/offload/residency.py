@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distllm.engine.byte_size import byte_size
-from distllm.engine.pool_size import FREE_FRACTION, OutOfMemory, PoolNeed
+from distllm.engine.pool_size import OutOfMemory, PoolNeed
 
+_USABLE_FRACTION = 0.9
+"""Of the free memory: more than a pool takes that need not make do."""
 _MAX_SLOTS = 3
 _MIN_SLOTS = 2
 _MAX_POOL_SHARE = 0.25
@@ -40,7 +42,7 @@ def share_memory(need: PoolNeed, free_bytes: int, kv_bytes: int | None) -> Share
 
     The pool gets room for one sequence at least and for a full batch at most.
     """
-    usable = max(0, int(free_bytes * FREE_FRACTION) - need.activation_bytes)
+    usable = max(0, int(free_bytes * _USABLE_FRACTION) - need.activation_bytes)
     if kv_bytes is None:
         one_sequence = need.blocks_per_sequence * need.block_bytes
         kv_bytes = min(one_sequence * need.max_num_seqs, max(one_sequence, int(usable * _MAX_POOL_SHARE)))
