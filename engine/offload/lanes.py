@@ -1,25 +1,13 @@
 """How a layer's bytes get from where they are kept to where they are used."""
 
-import mmap
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from distllm.engine.offload.disk_file import DiskFile, pages
+from distllm.engine.offload.disk_file import DiskFile
+from distllm.engine.offload.host_buffer import Buffer, host_buffer
 from distllm.engine.offload.layer_tensors import LayerTensors, content_bytes
 from distllm.engine.offload.readers import Reader
-
-_HUGE_PAGE_BYTES = 2 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Room for a layer. `content` is uint8 [num_bytes] where the layer computes; `host` the same memory's bytes."""
-
-    content: Tensor
-    host: memoryview
 
 
 class Lane(Protocol):
@@ -29,6 +17,9 @@ class Lane(Protocol):
 
     def keep(self, tensor: Tensor) -> int:
         """Store a tensor's content behind what is stored already; returns where it begins."""
+
+    def drop(self, layer: LayerTensors) -> None:
+        """A layer that was fetched stays where it computes, and need not be kept."""
 
     def allocate(self, num_bytes: int) -> Any:
         """A buffer that `fill` can fill with `num_bytes`."""
@@ -57,6 +48,9 @@ class DiskLane:
     def keep(self, tensor: Tensor) -> int:
         return self._file.append(content_bytes(tensor))
 
+    def drop(self, layer: LayerTensors) -> None:
+        """The disk has room."""
+
     def allocate(self, num_bytes: int) -> Buffer:
         return host_buffer(num_bytes)
 
@@ -72,11 +66,3 @@ class DiskLane:
     def close(self) -> None:
         self._reader.close()
         self._file.close()
-
-
-def host_buffer(num_bytes: int) -> Buffer:
-    """Memory from a page boundary on, of huge pages where it is large enough for them and the system has some."""
-    memory = mmap.mmap(-1, pages(num_bytes), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if num_bytes >= _HUGE_PAGE_BYTES:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return Buffer(torch.frombuffer(memory, dtype=torch.uint8), memoryview(memory))

@@ -72,6 +72,7 @@ class Offloader:
             buffer = self._lane.allocate(layer.num_bytes)
             self._lane.fill(buffer, layer)
             layer.bind(self._lane.begin_use(buffer))
+            self._lane.drop(layer)
             on_progress(count / len(residents))
         _log(residency, len(self._modules), self._lane.name)
         if not residency.streamed:

@@ -12,6 +12,7 @@ _MAX_SLOTS = 3
 _MIN_SLOTS = 2
 _MAX_POOL_SHARE = 0.25
 """Of what layers and KV share, the part that the KV pool gets where its size was not given."""
+_REMEDY = "lower --max-num-batched-tokens, --max-model-len or --kv-cache-memory, or give the process more memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ def share_memory(need: PoolNeed, free_bytes: int, kv_bytes: int | None) -> Share
     return Shares(max(0, usable - kv_bytes), kv_bytes)
 
 
-def choose_residents(layer_bytes: Sequence[int], budget_bytes: int) -> Residency:
-    """Keep as many layers as the budget holds beside the ring. Raises OutOfMemory where the ring does not fit.
+def choose_residents(layer_bytes: Sequence[int], budget_bytes: int, remedy: str = _REMEDY) -> Residency:
+    """Keep as many layers as the budget holds beside the ring. Raises OutOfMemory, with the remedy, without a ring.
 
     Resident layers lie evenly among the streamed ones, so that their time, too, is used for reading.
     """
@@ -65,7 +66,7 @@ def choose_residents(layer_bytes: Sequence[int], budget_bytes: int) -> Residency
     needed = _MIN_SLOTS * max(layer_bytes)
     raise OutOfMemory(
         f"layers stream through {byte_size(needed)} of buffers, and {byte_size(max(0, budget_bytes))} are left: "
-        "lower --max-num-batched-tokens, --max-model-len or --kv-cache-memory, or give the process more memory"
+        + remedy
     )
 
 

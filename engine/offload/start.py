@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.offload.cuda_lane import CudaLane, make_event, pin
 from distllm.engine.offload.disk_file import DEFAULT_DIRECTORY, DiskFile
 from distllm.engine.offload.errors import OffloadError
 from distllm.engine.offload.lanes import DiskLane, Lane
 from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.readers import PlainReader
 from distllm.engine.offload.residency import choose_residents, share_memory
+from distllm.engine.offload.sources import HostMemory, StagedDisk
 from distllm.engine.pool_size import PoolNeed
 
 
@@ -24,8 +26,13 @@ def open_lane(config: EngineConfig, device: torch.device) -> Lane | None:
         raise OffloadError(
             "--offload cpu frees a GPU's memory, and the model computes on the CPU: use --offload disk"
         )
+    if config.offload == "cpu":
+        return CudaLane(HostMemory(pin), device)
     file = DiskFile(Path(config.offload_dir or DEFAULT_DIRECTORY))
-    return DiskLane(file, PlainReader(file))
+    reader = PlainReader(file)
+    if device.type == "cpu":
+        return DiskLane(file, reader)
+    return CudaLane(StagedDisk(file, reader, pin, make_event), device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,11 @@ def settle_layers(
     layers out of it. Raises OutOfMemory.
     """
     shares = share_memory(need, free_bytes, _given_pool_bytes(config, need))
-    budget = shares.layer_bytes if config.weights_bytes is None else config.weights_bytes - other_bytes
-    residency = choose_residents(offloader.layer_bytes, budget)
+    if config.weights_bytes is None:
+        residency = choose_residents(offloader.layer_bytes, shares.layer_bytes)
+    else:
+        budget = config.weights_bytes - other_bytes
+        residency = choose_residents(offloader.layer_bytes, budget, "raise --weights-memory")
     offloader.settle(residency, on_progress)
     if config.num_blocks is None and config.weights_bytes is None and residency.streamed:
         config = replace(config, kv_cache_bytes=shares.kv_bytes)

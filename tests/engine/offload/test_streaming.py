@@ -1,6 +1,9 @@
 """An engine whose layers stream computes the very bits of one that holds them all."""
 
+import gc
 import logging
+import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
+from distllm.engine.pool_size import OutOfMemory
 
 KINDS = ("llama", "llama-odd", "qwen3", "phi3", "gemma2", "gpt2", "opt", "mixtral", "qwen3_moe", "gpt_oss")
 TOKEN_IDS = tuple(range(2, 42))
@@ -55,6 +60,17 @@ def config(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., E
     return make
 
 
+@pytest.fixture
+def checkpoint_of_eight_layers(tmp_path: Path) -> Path:
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=131, max_position_embeddings=128, **shape)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def open_files() -> list[str]:
+    return [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_layers_compute_the_same_bits(
@@ -68,3 +84,70 @@ def test_streamed_layers_compute_the_same_bits(
     assert "0 of 3 layers stay in memory; 3 stream from disk" in caplog.text
     assert torch.equal(run_steps(streaming), expected)
     streaming.close()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_plain_torch_streams_as_well(config: Callable[..., EngineConfig], kind: str) -> None:
+    whole = build(config(kind, attention_backend="reference"))
+    limit = int(whole.info.weight_bytes * 0.97)
+    streaming = build(config(kind, attention_backend="reference", offload="disk", weights_bytes=limit))
+    assert streaming.info.streamed_bytes > 0.3 * whole.info.weight_bytes
+    assert streaming.info.weight_bytes >= whole.info.weight_bytes
+    assert torch.equal(run_steps(streaming), run_steps(whole))
+    streaming.close()
+
+
+def test_with_room_enough_nothing_streams(config: Callable[..., EngineConfig]) -> None:
+    expected = run_steps(build(config("qwen3")))
+    roomy = build(config("qwen3", offload="disk"))
+    assert roomy.info.streamed_bytes == 0
+    assert torch.equal(run_steps(roomy), expected)
+
+
+def test_resident_and_streamed_layers_go_together(
+    checkpoint_of_eight_layers: Path, config: Callable[..., EngineConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = replace(config("llama"), model=str(checkpoint_of_eight_layers))
+    whole = build(plain)
+    with caplog.at_level(logging.INFO, "distllm.engine"):
+        streaming = build(replace(plain, offload="disk", weights_bytes=int(whole.info.weight_bytes * 0.85)))
+    assert "of 8 layers stay in memory; " in caplog.text
+    assert 0.3 < streaming.info.streamed_bytes / whole.info.weight_bytes < 0.7
+    assert torch.equal(run_steps(streaming), run_steps(whole))
+    streaming.close()
+
+
+def test_a_step_that_fails_leaves_the_next_one_right(config: Callable[..., EngineConfig]) -> None:
+    whole = build(config("llama"))
+    streaming = build(config("llama", offload="disk", weights_bytes=int(whole.info.weight_bytes * 0.95)))
+    module = streaming.runner.model.model.layers[1].mlp
+    module.forward, forward = lambda x: 1 / 0, module.forward
+    with pytest.raises(ZeroDivisionError):
+        run_steps(streaming)
+    module.forward = forward
+    assert torch.equal(run_steps(streaming), run_steps(whole))
+    streaming.close()
+
+
+def test_closing_ends_the_thread_and_gives_the_disk_back(
+    config: Callable[..., EngineConfig], tmp_path: Path
+) -> None:
+    whole = build(config("llama"))
+    streaming = build(config("llama", offload="disk", weights_bytes=int(whole.info.weight_bytes * 0.95)))
+    assert not list(tmp_path.iterdir())
+    assert any(thread.name == "offload-ring" for thread in threading.enumerate())
+    assert [name for name in open_files() if name.startswith(str(tmp_path))]
+    streaming.close()
+    gc.collect()
+    assert not any(thread.name == "offload-ring" for thread in threading.enumerate())
+    assert not [name for name in open_files() if name.startswith(str(tmp_path))]
+
+
+def test_host_memory_is_no_place_for_the_layers_of_a_cpu(config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(ValueError, match="use --offload disk"):
+        build(config("llama", offload="cpu"))
+
+
+def test_too_little_memory_is_refused_with_the_flags(config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(OutOfMemory, match="raise --weights-memory"):
+        build(config("llama", offload="disk", weights_bytes=1000))
