@@ -23,6 +23,7 @@ from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.loading import load_config, load_model
+from distllm.engine.memory import return_freed_memory
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.offload.decoder_layers import find_decoder_layers
 from distllm.engine.offload.offloader import Offloader
@@ -56,6 +57,7 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     need = _pool_need(config, model, layers, max_model_len)
     streamed_bytes = 0
     if offloader is not None:
+        return_freed_memory()
         other_bytes = weight_bytes - sum(offloader.layer_bytes)
         settled = settle_layers(
             offloader, config, need, other_bytes, measure_free_bytes(device), partial(on_progress, "reading back")
