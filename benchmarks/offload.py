@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.checkpoint import make_checkpoint
-from benchmarks.disk_rate import sequential_rate
 from benchmarks.memory_limit import MemoryLimit, memory_limit
 from benchmarks.offloaded_engine import Run
 from benchmarks.start import LLAMA_1_2B
+from distllm.engine.offload.disk_rate import measure_disk_rate
+
+_DISK_SAMPLE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ def _measure(model: str, options: argparse.Namespace, limit: MemoryLimit) -> Mea
     command = [sys.executable, "-m", "benchmarks.offloaded_engine", model]
     command += ["--offload-dir", str(options.offload_dir), "--num-tokens", str(options.num_tokens)]
     command += ["--streams", *map(str, options.streams)]
-    before = sequential_rate(options.offload_dir)
+    before = measure_disk_rate(options.offload_dir, _DISK_SAMPLE_BYTES)
     done = subprocess.run(limit.wrap(command), stdout=subprocess.PIPE, text=True, check=True)
-    after = sequential_rate(options.offload_dir)
+    after = measure_disk_rate(options.offload_dir, _DISK_SAMPLE_BYTES)
     runs = [Run(**run) for run in json.loads(done.stdout.splitlines()[-1])]
     return Measured(runs, (before + after) / 2, limit.peak_bytes())
 

@@ -15,6 +15,8 @@ from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
+from distllm.engine.offload.errors import check_device
+from distllm.engine.offload.forecast import OffloadForecast, forecast_offload
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 
 _EXAMINATION_TIMEOUT_S = 120
@@ -47,6 +49,7 @@ class MemoryPlan:
     num_blocks: int
     max_num_seqs: int
     max_model_len: int
+    offload: OffloadForecast | None
     refusal: str | None
 
     @property
@@ -68,9 +71,12 @@ def memory_plan(
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    num_blocks, refusal = _size_pool(config, need, max(0, free - weight_bytes))
-    if weight_bytes >= free:
-        refusal = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free)} are free"
+    check_device(config.offload, device)
+    try:
+        offload = forecast_offload(checkpoint, config, need, weight_bytes, DTYPE_BYTES[dtype], free)
+        num_blocks, refusal = _choose_pool(config, need, weight_bytes, free, offload)
+    except OutOfMemory as error:
+        offload, num_blocks, refusal = None, 0, str(error)
     return MemoryPlan(
         path=checkpoint.path,
         model_type=str(checkpoint.config["model_type"]),
@@ -83,6 +89,7 @@ def memory_plan(
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_model_len=need.max_model_len,
+        offload=offload,
         refusal=refusal,
     )
 
@@ -125,6 +132,20 @@ def _pool_need(
             config.max_num_batched_tokens, architecture.vocab_size, architecture.hidden_size
         ),
     )
+
+
+def _choose_pool(
+    config: EngineConfig, need: PoolNeed, weight_bytes: int, free_bytes: int, offload: OffloadForecast | None
+) -> tuple[int, str | None]:
+    """As `_size_pool`, beside the weights, or beside those of them that stay."""
+    if offload is not None and offload.division.residency.streamed:
+        kv_bytes = offload.division.kv_bytes
+        return _size_pool(replace(config, kv_cache_bytes=kv_bytes), need, kv_bytes)
+    num_blocks, refusal = _size_pool(config, need, max(0, free_bytes - weight_bytes))
+    if weight_bytes >= free_bytes:
+        sizes = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free_bytes)} are free"
+        refusal = f"{sizes}: --offload disk serves what does not fit"
+    return num_blocks, refusal
 
 
 def _size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> tuple[int, str | None]:

@@ -8,6 +8,7 @@ from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoi
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
+from distllm.engine.offload.forecast import OffloadForecast
 from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
 from distllm.server.config import InvalidSettings, Settings
 from distllm.server.launch import start_message
@@ -39,7 +40,16 @@ def _inspect(settings: Settings) -> Checkpoint:
 
 
 def _command(settings: Settings) -> str:
-    return shlex.join(["distllm", "serve", *([settings.model.model] if settings.model.model else [])])
+    """How to serve what was planned; the flags of offloading decide whether it fits, so they are said again."""
+    engine = settings.engine
+    words = ["distllm", "serve", *([settings.model.model] if settings.model.model else [])]
+    if engine.offload != "none":
+        words += ["--offload", engine.offload]
+    if engine.offload_dir is not None:
+        words += ["--offload-dir", str(engine.offload_dir)]
+    if engine.weights_memory is not None:
+        words += ["--weights-memory", f"{engine.weights_memory:g}"]
+    return shlex.join(words)
 
 
 def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
@@ -49,11 +59,26 @@ def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
         f"  weights    {byte_size(plan.weight_bytes)} in {plan.dtype} on {plan.device}, "
         f"of {byte_size(plan.free_bytes)} free",
+        *([] if plan.offload is None else [_offload_line(plan.offload)]),
         f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
         f"{plan.kv_token_bytes:,} bytes a token",
         f"  context    {plan.max_model_len:,} tokens a request at most",
         *(_requests_line(plan, length) for length in _lengths(plan, context_length)),
     ]
+
+
+def _offload_line(offload: OffloadForecast) -> str:
+    residency = offload.division.residency
+    num_streamed = len(residency.streamed)
+    if not num_streamed:
+        return f"  offload    all {offload.num_layers} layers stay in memory"
+    line = (
+        f"  offload    {offload.num_layers - num_streamed} of {offload.num_layers} layers stay in memory, "
+        f"{num_streamed} stream from {offload.origin}: {byte_size(residency.streamed_bytes)} a step"
+    )
+    if offload.step_s is None or offload.bytes_per_s is None:
+        return line
+    return f"{line}, which takes {offload.step_s:.2g} s at least at {offload.bytes_per_s / 1e9:.2f} GB/s"
 
 
 def _lengths(plan: MemoryPlan, context_length: int | None) -> list[int]:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distllm.engine.byte_size import byte_size
+from distllm.engine.config import EngineConfig
 from distllm.engine.pool_size import OutOfMemory, PoolNeed
 
 _USABLE_FRACTION = 0.9
 """Of the free memory: more than a pool takes that need not make do."""
 _MAX_SLOTS = 3
 _MIN_SLOTS = 2
-_MAX_POOL_SHARE = 0.25
+_POOL_SHARE = 0.25
 """Of what layers and KV share, the part that the KV pool gets where its size was not given."""
 _REMEDY = "lower --max-num-batched-tokens, --max-model-len or --kv-cache-memory, or give the process more memory"
 
@@ -31,23 +32,37 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """Bytes for layers, resident or in the ring, and bytes for the KV pool."""
+class Division:
+    """What layers, ring and KV pool get."""
 
-    layer_bytes: int
+    residency: Residency
     kv_bytes: int
 
 
-def share_memory(need: PoolNeed, free_bytes: int, kv_bytes: int | None) -> Shares:
-    """Divide what is free once all but the layers is in memory; `kv_bytes` None lets the pool have a quarter.
+def divide_memory(
+    config: EngineConfig, need: PoolNeed, layer_bytes: Sequence[int], other_bytes: int, free_bytes: int
+) -> Division:
+    """Divide what is free with all but the layers in memory: `other_bytes` of weights. Raises OutOfMemory.
 
-    The pool gets room for one sequence at least and for a full batch at most.
+    A pool whose size was not given gets room for one sequence at least and for a full batch at most: in between a
+    quarter, or what `config.weights_bytes` leaves.
     """
     usable = max(0, int(free_bytes * _USABLE_FRACTION) - need.activation_bytes)
-    if kv_bytes is None:
-        one_sequence = need.blocks_per_sequence * need.block_bytes
-        kv_bytes = min(one_sequence * need.max_num_seqs, max(one_sequence, int(usable * _MAX_POOL_SHARE)))
-    return Shares(max(0, usable - kv_bytes), kv_bytes)
+    if config.weights_bytes is None:
+        kv_bytes = _pool_bytes(config, need, int(usable * _POOL_SHARE))
+        return Division(choose_residents(layer_bytes, usable - kv_bytes), kv_bytes)
+    budget = config.weights_bytes - other_bytes
+    residency = choose_residents(layer_bytes, budget, "raise --weights-memory")
+    return Division(residency, _pool_bytes(config, need, usable - budget))
+
+
+def _pool_bytes(config: EngineConfig, need: PoolNeed, share: int) -> int:
+    if config.num_blocks is not None:
+        return config.num_blocks * need.block_bytes
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    one_sequence = need.blocks_per_sequence * need.block_bytes
+    return min(one_sequence * need.max_num_seqs, max(one_sequence, share))
 
 
 def choose_residents(layer_bytes: Sequence[int], budget_bytes: int, remedy: str = _REMEDY) -> Residency:

@@ -9,11 +9,11 @@ import torch
 from distllm.engine.config import EngineConfig
 from distllm.engine.offload.cuda_lane import CudaLane, make_event, pin
 from distllm.engine.offload.disk_file import DEFAULT_DIRECTORY, DiskFile
-from distllm.engine.offload.errors import OffloadError
+from distllm.engine.offload.errors import check_device
 from distllm.engine.offload.lanes import DiskLane, Lane
 from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.readers import PlainReader
-from distllm.engine.offload.residency import choose_residents, share_memory
+from distllm.engine.offload.residency import divide_memory
 from distllm.engine.offload.sources import HostMemory, StagedDisk
 from distllm.engine.pool_size import PoolNeed
 
@@ -22,10 +22,7 @@ def open_lane(config: EngineConfig, device: torch.device) -> Lane | None:
     """What `config.offload` names, for layers that compute on `device`; None for "none". Raises OffloadError."""
     if config.offload == "none":
         return None
-    if config.offload == "cpu" and device.type == "cpu":
-        raise OffloadError(
-            "--offload cpu frees a GPU's memory, and the model computes on the CPU: use --offload disk"
-        )
+    check_device(config.offload, device.type)
     if config.offload == "cpu":
         return CudaLane(HostMemory(pin), device)
     file = DiskFile(Path(config.offload_dir or DEFAULT_DIRECTORY))
@@ -56,17 +53,8 @@ def settle_layers(
     `other_bytes` are the weights that are never offloaded; `free_bytes` is measured with them in memory and the
     layers out of it. Raises OutOfMemory.
     """
-    shares = share_memory(need, free_bytes, _given_pool_bytes(config, need))
-    if config.weights_bytes is None:
-        residency = choose_residents(offloader.layer_bytes, shares.layer_bytes)
-    else:
-        budget = config.weights_bytes - other_bytes
-        residency = choose_residents(offloader.layer_bytes, budget, "raise --weights-memory")
-    offloader.settle(residency, on_progress)
-    if config.num_blocks is None and config.weights_bytes is None and residency.streamed:
-        config = replace(config, kv_cache_bytes=shares.kv_bytes)
-    return Settled(config, residency.streamed_bytes)
-
-
-def _given_pool_bytes(config: EngineConfig, need: PoolNeed) -> int | None:
-    return config.kv_cache_bytes if config.num_blocks is None else config.num_blocks * need.block_bytes
+    division = divide_memory(config, need, offloader.layer_bytes, other_bytes, free_bytes)
+    offloader.settle(division.residency, on_progress)
+    if config.num_blocks is None and division.residency.streamed:
+        config = replace(config, kv_cache_bytes=division.kv_bytes)
+    return Settled(config, division.residency.streamed_bytes)

@@ -1,8 +1,11 @@
 """How memory is divided: the KV pool, the ring, and as many layers as the rest holds."""
 
+from dataclasses import replace
+
 import pytest
 
-from distllm.engine.offload.residency import Residency, choose_residents, share_memory
+from distllm.engine.config import EngineConfig
+from distllm.engine.offload.residency import Residency, choose_residents, divide_memory
 from distllm.engine.pool_size import OutOfMemory, PoolNeed
 
 NEED = PoolNeed(block_bytes=100, max_model_len=160, max_num_seqs=4, activation_bytes=500)
@@ -45,12 +48,31 @@ def test_too_little_for_two_buffers_is_refused_with_the_flags() -> None:
         choose_residents([10] * 8, 19)
 
 
+def kv_bytes(free_bytes: int, **given: int) -> int:
+    config = EngineConfig(model="m", **given)  # type: ignore[arg-type]
+    return divide_memory(config, NEED, [10] * 8, 100, free_bytes).kv_bytes
+
+
 def test_the_pool_gets_a_quarter_within_one_sequence_and_a_full_batch() -> None:
-    assert share_memory(NEED, 10_000, None).kv_bytes == (9000 - 500) // 4
-    assert share_memory(NEED, 3000, None).kv_bytes == 10 * 100
-    assert share_memory(NEED, 100_000, None).kv_bytes == 4 * 10 * 100
+    assert kv_bytes(10_000) == (9000 - 500) // 4
+    assert kv_bytes(3000) == 10 * 100
+    assert kv_bytes(100_000) == 4 * 10 * 100
+
+
+def test_beside_weights_of_a_given_size_the_pool_gets_the_rest() -> None:
+    assert kv_bytes(4000, weights_bytes=150) == 3600 - 500 - 50
+
+
+def test_a_given_pool_is_left_as_it_is() -> None:
+    assert kv_bytes(10_000, kv_cache_bytes=1234) == 1234
+    assert kv_bytes(10_000, num_blocks=7) == 700
 
 
 def test_layers_get_what_pool_and_activations_leave() -> None:
-    assert share_memory(NEED, 10_000, 1234).layer_bytes == 9000 - 500 - 1234
-    assert share_memory(NEED, 400, 1234).layer_bytes == 0
+    need = replace(NEED, max_model_len=16)
+    residency = divide_memory(EngineConfig(model="m"), need, [100] * 10, 0, 1500).residency
+    assert residency.resident_bytes + residency.ring_bytes == (1350 - 500) // 4 * 3 // 100 * 100
+    with pytest.raises(OutOfMemory, match="lower --max-num-batched-tokens"):
+        divide_memory(EngineConfig(model="m"), need, [100] * 10, 0, 600)
+    with pytest.raises(OutOfMemory, match="raise --weights-memory"):
+        divide_memory(EngineConfig(model="m", weights_bytes=300), need, [100] * 10, 200, 10_000)
