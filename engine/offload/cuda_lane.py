@@ -25,13 +25,19 @@ class CudaLane:
     """Copies on a stream of its own, which waits for what a buffer's last layer still computes."""
 
     def __init__(self, source: Source, device: torch.device) -> None:
-        self.name = source.name
         self._source = source
         self._device = device
         self._copies: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def keep(self, tensor: Tensor) -> int:
         return self._source.keep(tensor)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def start(self) -> None:
+        self._source.start()
 
     def drop(self, layer: LayerTensors) -> None:
         self._copies.synchronize()

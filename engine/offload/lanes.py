@@ -7,16 +7,22 @@ from torch import Tensor
 from distllm.engine.offload.disk_file import DiskFile
 from distllm.engine.offload.host_buffer import Buffer, host_buffer
 from distllm.engine.offload.layer_tensors import LayerTensors, content_bytes
+from distllm.engine.offload.reader_choice import choose_reader
 from distllm.engine.offload.readers import Reader
 
 
 class Lane(Protocol):
     """Keeps layers and fetches them. `fill` runs beside the computation, everything else in its thread."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Where layers come from, once `start` was called."""
 
     def keep(self, tensor: Tensor) -> int:
         """Store a tensor's content behind what is stored already; returns where it begins."""
+
+    def start(self) -> None:
+        """Everything is kept: get ready to fetch."""
 
     def drop(self, layer: LayerTensors) -> None:
         """A layer that was fetched stays where it computes, and need not be kept."""
@@ -40,13 +46,18 @@ class Lane(Protocol):
 class DiskLane:
     """From a file on disk to the memory of a CPU."""
 
-    def __init__(self, file: DiskFile, reader: Reader) -> None:
-        self.name = f"disk by {reader.name}"
+    name = "disk"
+
+    def __init__(self, file: DiskFile) -> None:
         self._file = file
-        self._reader = reader
+        self._reader: Reader | None = None
 
     def keep(self, tensor: Tensor) -> int:
         return self._file.append(content_bytes(tensor))
+
+    def start(self) -> None:
+        self._reader = choose_reader(self._file)
+        self.name = f"disk by {self._reader.name}"
 
     def drop(self, layer: LayerTensors) -> None:
         """The disk has room."""
@@ -55,6 +66,7 @@ class DiskLane:
         return host_buffer(num_bytes)
 
     def fill(self, buffer: Buffer, layer: LayerTensors) -> None:
+        assert self._reader is not None
         self._reader.read(buffer.host[: layer.num_bytes], layer.begin)
 
     def begin_use(self, buffer: Buffer) -> Tensor:
@@ -64,5 +76,6 @@ class DiskLane:
         """Nothing runs on a CPU once its call has returned."""
 
     def close(self) -> None:
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
         self._file.close()

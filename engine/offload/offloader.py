@@ -66,6 +66,7 @@ class Offloader:
 
     def settle(self, residency: Residency, on_progress: Callable[[float], None]) -> None:
         """Bring residents back for good and stream each of the rest whenever it runs, until the model goes."""
+        self._lane.start()
         residents = sorted(set(range(len(self._modules))) - set(residency.streamed))
         for count, number in enumerate(residents, 1):
             layer = self._tensors[number]

@@ -12,6 +12,7 @@ from distllm.engine.offload.disk_file import DiskFile
 from distllm.engine.offload.errors import OffloadError
 from distllm.engine.offload.host_buffer import Buffer, host_buffer
 from distllm.engine.offload.layer_tensors import LayerTensors, content_bytes
+from distllm.engine.offload.reader_choice import choose_reader
 from distllm.engine.offload.readers import Reader
 
 Pin = Callable[[Buffer], None]
@@ -28,6 +29,9 @@ class Source(Protocol):
 
     def keep(self, tensor: Tensor) -> int:
         """Store a tensor's content behind what is stored already; returns where it begins."""
+
+    def start(self) -> None:
+        """Everything is kept: get ready to copy."""
 
     def copy_to(self, content: Tensor, layer: LayerTensors) -> None:
         """Copy a layer to `content`, uint8 on a device; may return before the copy is done. Raises OSError."""
@@ -65,6 +69,9 @@ class HostMemory:
         self._num_bytes += len(buffer.host)
         return begin
 
+    def start(self) -> None:
+        """Memory needs no preparation."""
+
     def copy_to(self, content: Tensor, layer: LayerTensors) -> None:
         for piece in layer.pieces:
             stored = self._stored[layer.begin + piece.begin].content[: piece.num_bytes]
@@ -89,10 +96,11 @@ class _Stage:
 class StagedDisk:
     """A file on disk, read into two pinned buffers in turn: while one is copied to the GPU the other is read."""
 
-    def __init__(self, file: DiskFile, reader: Reader, pin: Pin, make_event: Callable[[], Any]) -> None:
-        self.name = f"disk by {reader.name}"
+    name = "disk"
+
+    def __init__(self, file: DiskFile, pin: Pin, make_event: Callable[[], Any]) -> None:
         self._file = file
-        self._reader = reader
+        self._reader: Reader | None = None
         self._stages = [_Stage(host_buffer(_STAGE_BYTES), make_event()) for _ in range(2)]
         for stage in self._stages:
             pin(stage.buffer)
@@ -100,7 +108,12 @@ class StagedDisk:
     def keep(self, tensor: Tensor) -> int:
         return self._file.append(content_bytes(tensor))
 
+    def start(self) -> None:
+        self._reader = choose_reader(self._file)
+        self.name = f"disk by {self._reader.name}"
+
     def copy_to(self, content: Tensor, layer: LayerTensors) -> None:
+        assert self._reader is not None
         for number, (begin, end) in enumerate(_parts(layer.num_bytes)):
             stage = self._stages[number % 2]
             stage.copied.synchronize()
@@ -112,7 +125,8 @@ class StagedDisk:
         """The disk has room."""
 
     def close(self) -> None:
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
         self._file.close()
 
 

@@ -12,7 +12,6 @@ from distllm.engine.offload.disk_file import DEFAULT_DIRECTORY, DiskFile
 from distllm.engine.offload.errors import check_device
 from distllm.engine.offload.lanes import DiskLane, Lane
 from distllm.engine.offload.offloader import Offloader
-from distllm.engine.offload.readers import PlainReader
 from distllm.engine.offload.residency import divide_memory
 from distllm.engine.offload.sources import HostMemory, StagedDisk
 from distllm.engine.pool_size import PoolNeed
@@ -26,10 +25,9 @@ def open_lane(config: EngineConfig, device: torch.device) -> Lane | None:
     if config.offload == "cpu":
         return CudaLane(HostMemory(pin), device)
     file = DiskFile(Path(config.offload_dir or DEFAULT_DIRECTORY))
-    reader = PlainReader(file)
     if device.type == "cpu":
-        return DiskLane(file, reader)
-    return CudaLane(StagedDisk(file, reader, pin, make_event), device)
+        return DiskLane(file)
+    return CudaLane(StagedDisk(file, pin, make_event), device)
 
 
 @dataclass(frozen=True, slots=True)

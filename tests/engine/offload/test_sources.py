@@ -12,7 +12,6 @@ from distllm.engine.offload import sources
 from distllm.engine.offload.disk_file import DiskFile
 from distllm.engine.offload.errors import OffloadError
 from distllm.engine.offload.layer_tensors import LayerTensors
-from distllm.engine.offload.readers import PlainReader
 from distllm.engine.offload.sources import HostMemory, Source, StagedDisk
 
 
@@ -34,8 +33,7 @@ def staged_disk(folder: Path, events: list[Event]) -> StagedDisk:
         events.append(Event())
         return events[-1]
 
-    file = DiskFile(folder)
-    return StagedDisk(file, PlainReader(file), lambda buffer: None, make_event)
+    return StagedDisk(DiskFile(folder), lambda buffer: None, make_event)
 
 
 MAKERS: list[Callable[[Path], Source]] = [
@@ -60,6 +58,7 @@ def test_what_was_kept_comes_back(tmp_path: Path, make: Callable[[Path], Source]
     layer, tensors = keep(source, contents)
     assert [tensor.numel() for tensor in tensors] == [0, 0, 0]
     room = torch.zeros(layer.num_bytes, dtype=torch.uint8)
+    source.start()
     source.copy_to(room, layer)
     layer.bind(room)
     assert all(torch.equal(tensor, content) for tensor, content in zip(tensors, contents, strict=True))
@@ -74,6 +73,7 @@ def test_a_layer_larger_than_the_stages_passes_through_both_in_turn(
     source = staged_disk(tmp_path, events)
     layer, _ = keep(source, [torch.arange(7000, dtype=torch.float32)])
     room = torch.zeros(layer.num_bytes, dtype=torch.uint8)
+    source.start()
     source.copy_to(room, layer)
     assert torch.equal(room.view(torch.float32)[:7000], torch.arange(7000, dtype=torch.float32))
     assert [event.calls for event in events] == [["synchronize", "record"] * 2, ["synchronize", "record"] * 2]
