@@ -5,6 +5,7 @@ import ctypes.util
 import errno
 import importlib.util
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,6 @@ def _is_built(module: str) -> bool:
     """Whether the operation came with DeepSpeed or was built by an earlier `load`."""
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(get_default_build_root())
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     built = (*root.glob("async_io/async_io.so"), *root.glob("*/async_io/async_io.so"))
     return bool(built) or importlib.util.find_spec(module) is not None

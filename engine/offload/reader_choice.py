@@ -10,7 +10,7 @@ from distllm.engine.offload.readers import PlainReader, Reader
 
 logger = logging.getLogger("distllm.engine")
 
-_SAMPLE_BYTES = 128 << 20
+_SAMPLE_BYTES = 32 << 20  # a process short of memory has room for it
 _ROUNDS = 3
 _MIN_FILE_BYTES = 64 << 20
 """Below it a step's reads take less time than the choice is worth."""

@@ -4,49 +4,20 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distllm.engine.config import EngineConfig
-from distllm.engine.executor.local import LocalExecutor
-from distllm.engine.factory import build_executor
-from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
 from distllm.engine.pool_size import OutOfMemory
+from tests.engine.offload.steps import build, run_steps
 
 KINDS = ("llama", "llama-odd", "qwen3", "phi3", "gemma2", "gpt2", "opt", "mixtral", "qwen3_moe", "gpt_oss")
-TOKEN_IDS = tuple(range(2, 42))
-OTHER_IDS = tuple(range(90, 60, -1))
-
-
-def build(config: EngineConfig) -> LocalExecutor:
-    executor = build_executor(config, lambda _activity, _fraction: None)
-    assert isinstance(executor, LocalExecutor)
-    return executor
-
-
-def chunk(token_ids: Sequence[int], start: int, end: int, blocks: Sequence[int]) -> SequenceChunk:
-    table = [BlockId(block) for block in blocks]
-    return SequenceChunk(SequenceId(blocks[0]), token_ids[start:end], start, table, None)
-
-
-def run_steps(executor: LocalExecutor) -> Tensor:
-    """Logits of every token of a few mixed steps."""
-    first, second = [7, 3, 11], [5, 9]
-    steps = (
-        [chunk(TOKEN_IDS, 0, 30, first)],
-        [chunk(TOKEN_IDS, 30, 31, first), chunk(OTHER_IDS, 0, 13, second)],
-        *([chunk(TOKEN_IDS, 31 + n, 32 + n, first), chunk(OTHER_IDS, 13 + n, 14 + n, second)] for n in range(4)),
-    )
-    return torch.cat(
-        [executor.runner.forward(step, range(sum(len(part.token_ids) for part in step))) for step in steps]
-    )
 
 
 @pytest.fixture
