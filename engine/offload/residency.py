@@ -45,11 +45,12 @@ def divide_memory(
     """Divide what is free with all but the layers in memory: `other_bytes` of weights. Raises OutOfMemory.
 
     A pool whose size was not given gets room for one sequence at least and for a full batch at most: in between a
-    quarter, or what `config.weights_bytes` leaves.
+    quarter, or less where the ring needs it, or what `config.weights_bytes` leaves.
     """
     usable = max(0, int(free_bytes * _USABLE_FRACTION) - need.activation_bytes)
     if config.weights_bytes is None:
-        kv_bytes = _pool_bytes(config, need, int(usable * _POOL_SHARE))
+        beside_ring = usable - _MIN_SLOTS * max(layer_bytes)
+        kv_bytes = _pool_bytes(config, need, min(int(usable * _POOL_SHARE), beside_ring))
         return Division(choose_residents(layer_bytes, usable - kv_bytes), kv_bytes)
     budget = config.weights_bytes - other_bytes
     residency = choose_residents(layer_bytes, budget, "raise --weights-memory")

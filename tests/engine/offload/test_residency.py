@@ -59,6 +59,12 @@ def test_the_pool_gets_a_quarter_within_one_sequence_and_a_full_batch() -> None:
     assert kv_bytes(100_000) == 4 * 10 * 100
 
 
+def test_the_ring_goes_before_a_larger_pool() -> None:
+    need = replace(NEED, max_model_len=16, max_num_seqs=40)
+    division = divide_memory(EngineConfig(model="m"), need, [900] * 8, 0, 2778)
+    assert (division.kv_bytes, division.residency.ring_bytes) == (2500 - 500 - 1800, 1800)
+
+
 def test_beside_weights_of_a_given_size_the_pool_gets_the_rest() -> None:
     assert kv_bytes(4000, weights_bytes=150) == 3600 - 500 - 50
 
