@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, Executor, ExecutorInfo
 from distllm.engine.loading import load_config, load_model
-from distllm.engine.memory import return_freed_memory
+from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.offload.decoder_layers import find_decoder_layers
 from distllm.engine.offload.offloader import Offloader
@@ -53,11 +54,11 @@ def build_executor(config: EngineConfig, on_progress: Progress) -> Executor:
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
     offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
-    weight_bytes = _inject_weights(model, compute, device, offloader, on_progress)
+    with nullcontext() if offloader is None else giving_back_freed_memory():
+        weight_bytes = _inject_weights(model, compute, device, offloader, on_progress)
     need = _pool_need(config, model, layers, max_model_len)
     streamed_bytes = 0
     if offloader is not None:
-        return_freed_memory()
         other_bytes = weight_bytes - sum(offloader.layer_bytes)
         settled = settle_layers(
             offloader, config, need, other_bytes, measure_free_bytes(device), partial(on_progress, "reading back")

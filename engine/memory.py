@@ -1,13 +1,16 @@
 """Measures the memory that could be taken now on this machine, within the process's cgroup. Never imports torch."""
 
 import ctypes
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers its parameters
+_MOST_KEPT_BYTES = 32 << 20  # what glibc's thresholds come to by themselves in a process that frees large blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,24 @@ def measure_free_host_bytes() -> int:
     return min([int(psutil.virtual_memory().available), *headrooms])
 
 
-def return_freed_memory() -> None:
-    """Give back what the C library keeps of freed memory, where it can: tens of megabytes after many tensors."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+@contextmanager
+def giving_back_freed_memory() -> Iterator[None]:
+    """While it holds, large blocks go back to the system when they are freed; at its end, so does what else can.
+
+    glibc would keep blocks of up to 32 MiB for later, such as weights that were moved elsewhere: some hundred
+    megabytes, more in one start than in another. Other C libraries are left as they are.
+    """
+    library = ctypes.CDLL(None)
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        yield
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        library.mallopt(_M_MMAP_THRESHOLD, _MOST_KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_KEPT_BYTES)
+        library.malloc_trim(0)
 
 
 def cgroup_headrooms(root: Path, own: str, version: CgroupVersion = VERSION_2) -> list[int]:
