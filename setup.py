@@ -29,7 +29,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVEL_FLAGS |= {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": AVX512_FLAGS,
-        "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
+        "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"],
     }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distllm.engine.attention.interface import AttentionBatch
-from distllm.engine.interface import BLOCK_SIZE, SequenceChunk
+from distllm.engine.interface import BLOCK_SIZE, BlockCopy, SequenceChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,26 @@ class StepTensors:
     input_ids: Tensor  # int64 [1, num_tokens]
     position_ids: Tensor  # int64 [1, num_tokens]
     attention: AttentionBatch
+    needed_rows: Tensor  # int64 [num_rows], whose logits are read
+    copies: Tensor  # int64 [2, num_copies], blocks copied before the step: sources, destinations
+
+    def to(self, device: torch.device) -> "StepTensors":
+        return StepTensors(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.attention.to(device),
+            self.needed_rows.to(device),
+            self.copies.to(device),
+        )
 
 
-def build_step_tensors(chunks: Sequence[SequenceChunk], device: torch.device) -> StepTensors:
-    """`chunks` is not empty and none of them is."""
+def build_step_tensors(
+    chunks: Sequence[SequenceChunk], rows: Sequence[int], copies: Sequence[BlockCopy] = ()
+) -> StepTensors:
+    """The tensors, in host memory, of a step that needs logits of the given rows.
+
+    `chunks` is not empty and none of them is.
+    """
     lengths = np.fromiter((len(chunk.token_ids) for chunk in chunks), np.int64, len(chunks))
     starts = np.concatenate((np.zeros(1, np.int64), lengths.cumsum()))
     num_tokens = int(starts[-1])
@@ -38,19 +54,22 @@ def build_step_tensors(chunks: Sequence[SequenceChunk], device: torch.device) ->
     sequences = np.arange(len(chunks)).repeat(lengths)
     slots = tables[sequences, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
 
-    def to_device(values: NDArray[np.int64], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(values).to(device=device, dtype=dtype)
-
     return StepTensors(
-        input_ids=to_device(token_ids, torch.int64).unsqueeze(0),
-        position_ids=to_device(positions, torch.int64).unsqueeze(0),
+        input_ids=torch.from_numpy(token_ids).unsqueeze(0),
+        position_ids=torch.from_numpy(positions).unsqueeze(0),
         attention=AttentionBatch(
-            query_starts=to_device(starts, torch.int32),
-            num_computed=to_device(num_computed, torch.int32),
-            block_tables=to_device(tables, torch.int32),
-            slot_mapping=to_device(slots, torch.int64),
+            query_starts=_as_int32(starts),
+            num_computed=_as_int32(num_computed),
+            block_tables=_as_int32(tables),
+            slot_mapping=torch.from_numpy(slots),
         ),
+        needed_rows=torch.tensor(rows, dtype=torch.int64),
+        copies=torch.tensor([[copy.source, copy.destination] for copy in copies], dtype=torch.int64).view(-1, 2).T,
     )
+
+
+def _as_int32(values: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(values).to(torch.int32)
 
 
 def _stack_block_tables(chunks: Sequence[SequenceChunk]) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distllm.engine.quantization.stored import StoredQuantization, UnreadableQuantization, parse_quantization
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -84,6 +86,15 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     @property
+    def quantization(self) -> StoredQuantization | None:
+        """How its weights are quantized. Raises UnreadableQuantization, unless describe_checkpoint made it."""
+        for config in (self.config, self.text_config):
+            stored = config.get("quantization_config") or config.get("compression_config")
+            if isinstance(stored, dict):
+                return parse_quantization(stored)
+        return None
+
+    @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config, where the model has others."""
         nested = self.config.get("text_config")
@@ -101,14 +112,15 @@ def describe_checkpoint(path: Path, tensors: Iterable[StoredTensor]) -> Checkpoi
     Raises CheckpointError.
     """
     config = read_json(path / "config.json")
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "unknown")
-        raise CheckpointError(f"{path} is quantized ({method}); serve the checkpoint in bfloat16 instead")
     by_name = {tensor.name: tensor for tensor in tensors}
     if not by_name:
         raise CheckpointError(f"{path} holds no tensors")
-    return Checkpoint(path, config, by_name)
+    checkpoint = Checkpoint(path, config, by_name)
+    try:
+        _ = checkpoint.quantization
+    except UnreadableQuantization as error:
+        raise CheckpointError(f"{path} is quantized as {error}") from None
+    return checkpoint
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from distllm.engine.attention.interface import AttentionBackend
 from distllm.engine.attention.paged_cpu import PagedCpuAttention
 from distllm.engine.attention.reference import ReferenceAttention
 from distllm.engine.config import EngineConfig
+from distllm.engine.distributed.group import RankGroup
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
 from distllm.engine.kernels.packed import Bf16Variant
 
@@ -20,10 +21,14 @@ _KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The attention backend, and the kernels of linear layers; None leaves these to torch."""
+    """The attention backend, and the kernels of linear layers; None leaves these to torch.
+
+    `family` says how weights are quantized, "" where they are not.
+    """
 
     attention: AttentionBackend
     kernels: CpuKernels | None
+    family: str = ""
 
     @property
     def name(self) -> str:
@@ -32,28 +37,44 @@ class Compute:
     @property
     def numerics(self) -> str:
         """Equal for two engines whose bits are equal; plain torch promises nothing beyond its version."""
-        return f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics
+        return (f"torch-{torch.__version__}" if self.kernels is None else self.kernels.numerics) + self.family
 
 
-def choose_compute(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Compute:
-    """Raises ValueError when the kernels were asked for and cannot serve."""
+def choose_compute(
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    family: str = "",
+    group: RankGroup | None = None,
+) -> Compute:
+    """The same on every rank of `group`. Raises ValueError when the kernels were asked for and cannot serve."""
     reason = _why_no_kernels(config, device, dtype)
     if reason is None:
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
-            _pin_numerics(kernels, config.numerics)
-            return Compute(PagedCpuAttention(kernels), kernels)
+            if config.numerics is not None:
+                _pin_numerics(kernels, config.numerics.partition("-tp")[0].removesuffix(family))
+            elif group is not None:
+                _agree_on_variant(kernels, group)
+            return Compute(PagedCpuAttention(kernels), kernels, family)
         reason = kernels.reason
     if config.attention_backend == "paged_cpu":
         raise ValueError(f"--attention-backend paged_cpu: {reason}")
     if config.attention_backend == "auto":
         logger.warning("serving with plain torch, which is slow: %s", reason)
-    return Compute(ReferenceAttention(device), None)
+    return Compute(ReferenceAttention(device), None, family)
 
 
-def _pin_numerics(kernels: CpuKernels, numerics: str | None) -> None:
+def _agree_on_variant(kernels: CpuKernels, group: RankGroup) -> None:
+    """Take the bf16 variant that the first rank measured to be the faster."""
+    measured = [_BF16_VARIANTS.index(kernels.bf16_variant)]
+    ((first,), *_) = group.gather_numbers(measured)
+    kernels.bf16_variant = _BF16_VARIANTS[first]
+
+
+def _pin_numerics(kernels: CpuKernels, numerics: str) -> None:
     """Choose the bf16 variant under which the kernels have the given numerics."""
-    if numerics is None or kernels.numerics == numerics:
+    if kernels.numerics == numerics:
         return
     measured = kernels.bf16_variant
     for variant in _BF16_VARIANTS:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from distllm.engine.quantization.config import QuantizationConfig
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackendName = Literal["auto", "paged_cpu", "reference"]
@@ -22,6 +24,10 @@ class EngineConfig:
     `offload` says where layers wait that do not fit on the device: in the host's memory ("cpu") or in a file in
     `offload_dir` ("disk"; None: the system's folder for that). `weights_bytes` is what weights on the device may
     take, with the buffers through which layers stream; None gives them what is free beside the KV pool.
+    `tensor_parallel_size` ranks share the model; None takes as many as there are CUDA devices, or one. A rank that
+    keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
+    what they computed; 0 never.
+    `quantization` quantizes the weights while they load; None takes them as they are stored.
     """
 
     model: str
@@ -38,3 +44,7 @@ class EngineConfig:
     offload: OffloadName = "none"
     offload_dir: str | None = None
     weights_bytes: int | None = None
+    tensor_parallel_size: int | None = 1
+    rank_timeout_s: float = 1.5
+    rank_check_steps: int = 0
+    quantization: QuantizationConfig | None = None

@@ -6,13 +6,22 @@ from distllm.engine.config import DeviceName
 from distllm.engine.memory import measure_free_host_bytes
 
 
-def resolve_device(name: DeviceName) -> torch.device:
-    """The first CUDA device where there is one, else the CPU. Raises ValueError for a CUDA that is not there."""
+def resolve_device(name: DeviceName, rank: int = 0) -> torch.device:
+    """The CUDA device of this rank where there are any, else the CPU. Raises ValueError for one that is missing."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device; use --device cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    if rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"--tensor-parallel-size: rank {rank} has no device of its own, there are {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def num_cuda_devices() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def measure_free_bytes(device: torch.device) -> int:

@@ -118,8 +118,8 @@ class ExecutorInfo:
     """What an executor turned out to be once its model was loaded.
 
     `kernels` names what runs attention and linear layers; `numerics` identifies the summing order, so that two
-    executors with equal `numerics` give equal bits. `streamed_bytes` are those of `weight_bytes` that every step
-    brings in from where they are offloaded.
+    executors with equal `numerics` give equal bits. `num_ranks` share weights and KV; bytes are those of all.
+    `streamed_bytes` of `weight_bytes` are brought in by every step from where they are offloaded.
     """
 
     num_blocks: int
@@ -135,6 +135,7 @@ class ExecutorInfo:
     kv_block_bytes: int
     load_s: float
     streamed_bytes: int = 0
+    num_ranks: int = 1
 
 
 class Executor(Protocol):

@@ -6,7 +6,7 @@ from_pretrained would. What is missing, unexpected or of another shape is refuse
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -22,7 +22,10 @@ from transformers.utils import logging as transformers_logging
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError
 from distllm.engine.config_check import check_config
+from distllm.engine.distributed.sharding import Part
+from distllm.engine.distributed.stored_parts import take_parts
 from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
+from distllm.engine.injection.stored_weights import attach_stored_weights
 
 _VALIDATOR = re.compile(r"^(Class v|V)alidation error for \w+ '\w+': \w+: ")
 
@@ -70,15 +73,20 @@ def build_on_meta(checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch
             ) from None
 
 
-def load_model(
-    checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+def load_weights(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    parts: Mapping[str, Part] | None = None,
 ) -> PreTrainedModel:
-    """The model in evaluation mode, every parameter and buffer on `device`.
+    """`model`, built on the meta device, in evaluation mode, with every parameter and buffer on `device`.
+
+    What is stored quantized stays so.
 
     On a CPU, tensors that are stored as `dtype` stay views of the mapped files: nothing is read before it is used.
-    Raises CheckpointError.
+    `parts` says of which parameters the model holds only a part. Raises CheckpointError.
     """
-    model = build_on_meta(checkpoint, config, dtype)
     load_config = LoadStateDictConfig(
         device_map={"": str(device)},
         dtype=dtype,
@@ -87,7 +95,8 @@ def load_model(
     )
     with _no_progress_bars(), ExitStack() as files:
         try:
-            stored = _open_tensors(checkpoint, files)
+            quantized = attach_stored_weights(model, checkpoint, dtype, device)
+            stored = take_parts(model, _open_tensors(checkpoint, files, quantized), parts or {})
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_explain(error)}") from None
@@ -115,13 +124,17 @@ def _no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _open_tensors(checkpoint: Checkpoint, files: ExitStack) -> dict[str, Any]:
-    """Every stored tensor as a slice of its mapped file, read when it is indexed."""
+def _open_tensors(checkpoint: Checkpoint, files: ExitStack, left_out: Collection[str]) -> dict[str, Any]:
+    """Every other stored tensor as a slice of its mapped file, read when it is indexed."""
     mapped = {
         shard: files.enter_context(safe_open(shard, framework="pt", device="cpu", backend="mmap"))
         for shard in checkpoint.shards
     }
-    return {name: mapped[tensor.shard].get_slice(name) for name, tensor in checkpoint.tensors.items()}
+    return {
+        name: mapped[tensor.shard].get_slice(name)
+        for name, tensor in checkpoint.tensors.items()
+        if name not in left_out
+    }
 
 
 def _check_complete(checkpoint: Checkpoint, model: PreTrainedModel, info: LoadStateDictInfo) -> None:

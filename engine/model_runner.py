@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from distllm.engine.batch import build_step_tensors
-from distllm.engine.injection.attention import PagedCache
+from distllm.engine.forward import Forward
 from distllm.engine.interface import (
-    BlockCopy,
     ChunkOutput,
     PromptLogprobSpec,
     SampleSpec,
@@ -36,20 +34,17 @@ class NeededRows:
 
 
 class ModelRunner:
-    """Owns the model and its paged cache. Not thread-safe."""
+    """Runs steps over a forward pass. Not thread-safe."""
 
-    def __init__(self, model: PreTrainedModel, cache: PagedCache) -> None:
-        self.model = model
-        self.cache = cache
-        self._device = model.device
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
         self._sampler = Sampler()
 
     @torch.inference_mode()
     def run(self, step: StepInput) -> StepOutput:
         """Compute every chunk of the step and choose the tokens that it asks for."""
-        self._copy_blocks(step.block_copies)
         needed = find_needed_rows(step.chunks)
-        logits = self.forward(step.chunks, needed.rows)
+        logits = self.forward(build_step_tensors(step.chunks, needed.rows, step.block_copies))
         num_sampled = len(needed.sampled)
         scores = _score_prompts(logits[num_sampled:], step.chunks, needed.scored)
         specs = [_sample_spec(step.chunks[index]) for index in needed.sampled]
@@ -58,26 +53,6 @@ class ModelRunner:
             _output(chunk, tokens.get(index), scores.get(index, ())) for index, chunk in enumerate(step.chunks)
         ]
         return StepOutput(step.step_id, outputs)
-
-    @torch.inference_mode()
-    def forward(self, chunks: Sequence[SequenceChunk], rows: Sequence[int]) -> Tensor:
-        """Compute the chunks; logits of the given rows of the batch, float32 [num_rows, vocab_size]."""
-        tensors = build_step_tensors(chunks, self._device)
-        with self.cache.running(tensors.attention):
-            output = self.model(
-                input_ids=tensors.input_ids,
-                position_ids=tensors.position_ids,
-                use_cache=False,
-                logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=self._device),
-            )
-        logits: Tensor = output.logits[0]
-        return logits.float()
-
-    def _copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
-        if copies:
-            sources = torch.tensor([copy.source for copy in copies], device=self._device)
-            destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
-            self.cache.copy_blocks(sources, destinations)
 
 
 def find_needed_rows(chunks: Sequence[SequenceChunk]) -> NeededRows:

@@ -15,9 +15,11 @@ from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
-from distllm.engine.offload.errors import check_device
+from distllm.engine.offload.errors import check_offload
 from distllm.engine.offload.forecast import OffloadForecast, forecast_offload
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
+from distllm.engine.quantization.family import quantization_name
+from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
 _EXAMINATION_TIMEOUT_S = 120
 
@@ -35,13 +37,15 @@ class Architecture:
 class MemoryPlan:
     """Figures of one checkpoint on one device. `num_blocks` is the pool that an engine would take, at least 0.
 
-    `refusal` is what it would say instead of starting, None where it would start.
+    `quantization` names how weights are quantized, None where they are not. `refusal` is what it would say instead
+    of starting, None where it would start.
     """
 
     path: Path
     model_type: str
     device: str
     dtype: str
+    quantization: str | None
     num_parameters: int
     weight_bytes: int
     kv_block_bytes: int
@@ -68,13 +72,13 @@ def memory_plan(
     device = _device(config)
     dtype = resolve_dtype(config.dtype, checkpoint, device)
     num_parameters = count_parameters(checkpoint)
-    weight_bytes = num_parameters * DTYPE_BYTES[dtype]
+    num_weight_bytes = weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    check_device(config.offload, device)
+    check_offload(config, device)
     try:
-        offload = forecast_offload(checkpoint, config, need, weight_bytes, DTYPE_BYTES[dtype], free)
-        num_blocks, refusal = _choose_pool(config, need, weight_bytes, free, offload)
+        offload = forecast_offload(checkpoint, config, need, num_weight_bytes, DTYPE_BYTES[dtype], free)
+        num_blocks, refusal = _choose_pool(config, need, num_weight_bytes, free, offload)
     except OutOfMemory as error:
         offload, num_blocks, refusal = None, 0, str(error)
     return MemoryPlan(
@@ -83,7 +87,8 @@ def memory_plan(
         device=device,
         dtype=dtype,
         num_parameters=num_parameters,
-        weight_bytes=weight_bytes,
+        weight_bytes=num_weight_bytes,
+        quantization=quantization_name(checkpoint, config.quantization),
         kv_block_bytes=need.block_bytes,
         free_bytes=free,
         num_blocks=num_blocks,
@@ -109,16 +114,6 @@ def examine_architecture(checkpoint: Checkpoint) -> Architecture:
     if refusal := found.get("refusal"):
         raise CheckpointError(refusal)
     return Architecture(**found)
-
-
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """Elements that will be in memory: a tied output head that is stored as well counts once."""
-    is_tied = bool(checkpoint.text_config.get("tie_word_embeddings", checkpoint.config.get("tie_word_embeddings")))
-    return sum(
-        tensor.num_elements
-        for name, tensor in checkpoint.tensors.items()
-        if not (is_tied and name in ("lm_head.weight", "embed_out.weight"))
-    )
 
 
 def _pool_need(

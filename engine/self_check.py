@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distllm.engine.batch import build_step_tensors
+from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import ATTENTION_NAME
 from distllm.engine.injection.probe import refusal
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
-from distllm.engine.model_runner import ModelRunner
 
 logger = logging.getLogger("distllm.engine")
 
@@ -47,20 +48,20 @@ def plain_logits(model: PreTrainedModel) -> Tensor:
         model.set_attn_implementation(ATTENTION_NAME)
 
 
-def check_forward(runner: ModelRunner, expected: Tensor) -> None:
-    """Raises CheckpointError where the paged forward is not the model's; `runner` has a cache of NUM_BLOCKS.
+def check_forward(forward: ModelForward, expected: Tensor) -> None:
+    """Raises CheckpointError where the paged forward is not the model's; `forward` has a cache of NUM_BLOCKS.
 
     Warns where a backend that promises row invariance does not give it with this model.
     """
-    model = runner.model
+    model = forward.model
     sequences = _test_sequences(model)
-    alone = _run(runner, [_chunk(0, sequences[0], 0, len(sequences[0]))])[0]
+    alone = _run(forward, [_chunk(0, sequences[0], 0, len(sequences[0]))])[0]
     steps = [
-        _run(runner, [_chunk(number, sequences[number], *part) for number, part in enumerate(parts)])
+        _run(forward, [_chunk(number, sequences[number], *part) for number, part in enumerate(parts)])
         for parts in _STEPS
     ]
     computed = torch.stack([torch.cat(chunks) for chunks in zip(*steps, strict=True)])
-    if runner.cache.backend.is_row_invariant and not torch.equal(alone, computed[0]):
+    if forward.cache.backend.is_row_invariant and not torch.equal(alone, computed[0]):
         logger.warning("%s: tokens may differ by rounding with what else is in a batch", type(model).__name__)
     difference = _typical_difference(computed, expected, model.dtype)
     if not difference <= (_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE):
@@ -77,10 +78,10 @@ def _chunk(number: int, token_ids: Sequence[int], start: int, end: int) -> Seque
     return SequenceChunk(SequenceId(number), token_ids[start:end], start, [BlockId(number)], None)
 
 
-def _run(runner: ModelRunner, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, ...]:
+def _run(forward: ModelForward, chunks: Sequence[SequenceChunk]) -> tuple[Tensor, ...]:
     """Logits of every token of one step, by chunk."""
     lengths = [len(chunk.token_ids) for chunk in chunks]
-    return torch.split(runner.forward(chunks, range(sum(lengths))), lengths)
+    return torch.split(forward(build_step_tensors(chunks, range(sum(lengths)))), lengths)
 
 
 def _typical_difference(computed: Tensor, expected: Tensor, dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ A frame is a 4-byte big-endian length and that many bytes. Knows nothing of what
 import asyncio
 import socket
 import struct
+import threading
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,18 +22,20 @@ class ChannelClosed(ConnectionError):
 
 
 class BlockingChannel(Generic[Received]):
-    """One end for threads: one thread may send while another receives. `received` is the union of messages."""
+    """One end for threads: any may send while one receives. `received` is the union of messages."""
 
     def __init__(self, sock: socket.socket, received: Any) -> None:
         self._socket = sock
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(received)
+        self._sending = threading.Lock()
 
     def send(self, message: object) -> None:
         """Raises ChannelClosed. Blocks while the other side is slow to read."""
         payload = self._encoder.encode(message)
         try:
-            self._socket.sendall(_LENGTH.pack(len(payload)) + payload)
+            with self._sending:
+                self._socket.sendall(_LENGTH.pack(len(payload)) + payload)
         except OSError as error:
             raise ChannelClosed from error
 

@@ -3,6 +3,7 @@
 Started as `python -m distllm.scheduler.process FD`, FD being one end of a socket pair.
 """
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -18,6 +19,7 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
 from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
 from distllm.scheduler.loop import EngineLoop
 from distllm.scheduler.messages import Loading, Ready, StartEngine, StartFailed, ToEngine
@@ -25,7 +27,7 @@ from distllm.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("distllm.engine")
 
-BuildExecutor = Callable[[EngineConfig, Callable[[str, float], None]], Executor]
+BuildExecutor = Callable[[EngineConfig, Progress, OnLost], Executor]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,8 +61,19 @@ def main(fd: int, build: BuildExecutor) -> None:
 
 def _load(start: StartEngine, build: BuildExecutor, channel: BlockingChannel[ToEngine]) -> Executor | None:
     """The executor, or None once the front end has been told why there is none."""
+    has_loaded = False
+
+    def on_lost(reason: str) -> None:
+        logger.error("%s", reason)
+        with contextlib.suppress(ChannelClosed):
+            if not has_loaded:
+                channel.send(StartFailed(reason))
+        os._exit(1)  # the thread that waits for what is lost would wait for ever
+
     try:
-        return build(start.engine, lambda activity, done: channel.send(Loading(activity, done)))
+        executor = build(start.engine, lambda activity, done: channel.send(Loading(activity, done)), on_lost)
+        has_loaded = True
+        return executor
     except ChannelClosed:
         os._exit(0)
     except Exception as error:

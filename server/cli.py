@@ -23,6 +23,7 @@ The OpenAI-compatible inference server for whatever hardware you have.
   distllm serve ./my-checkpoint      serve a Hugging Face checkpoint from a directory
   distllm serve org/name             the same from the hub
   distllm plan ./my-checkpoint       what fits in memory, before loading anything
+  distllm eval a --against b         perplexity, and how far two models' predictions are apart
   distllm chat                       talk to a running server in the terminal
   distllm complete "Once upon"       stream one completion from a running server
 """
@@ -42,6 +43,15 @@ examples:
   distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
 
 Exit status: 0 if the architecture can be served and fits, 1 if not. Weights and tokenizer are checked by serve.
+"""
+
+_EVAL_EPILOG = """\
+examples:
+  distllm eval ./my-checkpoint --quantization int4 --against ./my-checkpoint
+  distllm eval ./quantized --against ./my-checkpoint --text novel.txt --window 1024
+
+Settings are those of the first model; the other is taken as it is stored. Without --text, stories that the embedded
+model never saw are read. Both models must share one vocabulary, and are in memory at once.
 """
 
 _CHAT_EPILOG = """\
@@ -94,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_serve(commands)
     _add_plan(commands)
+    _add_eval(commands)
     _add_chat(commands)
     _add_complete(commands)
     return parser
@@ -124,6 +135,21 @@ def _add_plan(commands: Any) -> None:
         "--context", type=int, metavar="TOKENS", help="count the requests that fit at this many tokens each"
     )
     plan.set_defaults(run=_plan)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluation = commands.add_parser(
+        "eval",
+        help="measure perplexity, and the distance from another model",
+        description="Print perplexity, and Kullback-Leibler divergence and top-1 agreement with another model.",
+        epilog=_EVAL_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_settings(evaluation, {name: sections()[name] for name in ("model", "engine")})
+    evaluation.add_argument("--against", metavar="PATH_OR_HUB_ID", help="the model to compare with")
+    evaluation.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text to predict; none: stories")
+    evaluation.add_argument("--window", type=int, default=512, help="tokens seen at once (default: %(default)s)")
+    evaluation.set_defaults(run=_eval)
 
 
 def _add_chat(commands: Any) -> None:
@@ -204,6 +230,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     from distllm.server.memory_report import print_plan
 
     return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from distllm.server.evaluation import print_evaluation
+
+    settings = _settings(arguments, ("model", "engine"))
+    return print_evaluation(settings, arguments.against, arguments.text, arguments.window)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

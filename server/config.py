@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,7 +21,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
+
 ENV_PREFIX = "DISTLLM_"
+QUANTIZATION_OPTIONS = ("quantization", "group_size", "symmetric", "dynamic_activations", "mlp_extra_grouping")
+"""Settings of the model that say how its weights are quantized; the first says whether they are."""
+
 _RESEMBLANCE = 0.75
 _WORDS = {
     "int_parsing": "must be a whole number",
@@ -92,6 +97,31 @@ class ModelSection(Section):
     )
     max_model_len: int | None = Field(None, ge=1, description="longest sequence; none: what the model supports")
     chat_template: Path | None = Field(None, description="file with a chat template that replaces the model's")
+    quantization: Literal["int8", "int4"] | None = Field(
+        None, description="int8 or int4: quantize weights while they load; none: as they are stored"
+    )
+    group_size: int | None = Field(
+        None, description="weights that share a scale: 32, 64 or 128; none: 32 for int4, a whole row for int8"
+    )
+    symmetric: bool = Field(True, description="quantize without zero points")
+    dynamic_activations: bool = Field(False, description="round the inputs of int8 weights to eight bits as well")
+    mlp_extra_grouping: bool = Field(False, description="halve the groups in MLPs")
+
+    @property
+    def quantization_config(self) -> QuantizationConfig | None:
+        """Raises QuantizationError."""
+        if self.quantization is not None:
+            return QuantizationConfig.named(
+                self.quantization,
+                group_size=self.group_size,
+                symmetric=self.symmetric,
+                dynamic_activations=self.dynamic_activations,
+                mlp_extra_grouping=self.mlp_extra_grouping,
+            )
+        for name in QUANTIZATION_OPTIONS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise QuantizationError(f"{name} says how to quantize: give --quantization int8 or int4 as well")
+        return None
 
 
 class SchedulerSection(Section):
@@ -119,6 +149,13 @@ class EngineSection(Section):
         None,
         gt=0,
         description="GiB on the device for weights when offloading; none: what is free beside the KV cache",
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="ranks that share the model; auto: one a CUDA device"
+    )
+    rank_timeout_s: float = Field(1.5, gt=0, description="seconds a rank may keep the others waiting")
+    rank_check_steps: int = Field(
+        0, ge=0, description="for debugging: compare the ranks' activations every so many steps; 0: never"
     )
     step_timeout_s: float = Field(600.0, gt=0, description="seconds in one step before a hung engine is replaced")
     attention_backend: Literal["auto", "paged_cpu", "reference"] = Field(
@@ -178,9 +215,13 @@ def load_settings(
             return tuple(InitSettingsSource(settings_cls, values) for values in sources)
 
     try:
-        return MergedSettings()
+        settings = MergedSettings()
+        settings.model.quantization_config  # noqa: B018
     except ValidationError as error:
         raise InvalidSettings(_describe(error)) from None
+    except QuantizationError as error:
+        raise InvalidSettings(f"setting model.{error}") from None
+    return settings
 
 
 def _by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -77,6 +77,10 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             offload=engine.offload,
             offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
             weights_bytes=_gib_to_bytes(engine.weights_memory),
+            tensor_parallel_size=None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size,
+            rank_timeout_s=engine.rank_timeout_s,
+            rank_check_steps=engine.rank_check_steps,
+            quantization=settings.model.quantization_config,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,

@@ -10,7 +10,7 @@ from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.offload.forecast import OffloadForecast
 from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
-from distllm.server.config import InvalidSettings, Settings
+from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
 from distllm.server.launch import start_message
 
 _CONTEXT_LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -42,7 +42,8 @@ def _inspect(settings: Settings) -> Checkpoint:
 def _command(settings: Settings) -> str:
     """How to serve what was planned; the flags of offloading decide whether it fits, so they are said again."""
     engine = settings.engine
-    words = ["distllm", "serve", *([settings.model.model] if settings.model.model else [])]
+    model = settings.model
+    words = ["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)]
     if engine.offload != "none":
         words += ["--offload", engine.offload]
     if engine.offload_dir is not None:
@@ -52,12 +53,25 @@ def _command(settings: Settings) -> str:
     return shlex.join(words)
 
 
+def _quantization_flags(model: ModelSection) -> list[str]:
+    flags: list[str] = []
+    for name in QUANTIZATION_OPTIONS:
+        value, flag = getattr(model, name), name.replace("_", "-")
+        if value == ModelSection.model_fields[name].default:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
 def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
     """The figures in lines. `context_length` None counts requests at a few usual lengths."""
     pool_bytes = plan.num_blocks * plan.kv_block_bytes
     return [
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
-        f"  weights    {byte_size(plan.weight_bytes)} in {plan.dtype} on {plan.device}, "
+        f"  weights    {byte_size(plan.weight_bytes)} in {_weight_type(plan)} on {plan.device}, "
         f"of {byte_size(plan.free_bytes)} free",
         *([] if plan.offload is None else [_offload_line(plan.offload)]),
         f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
@@ -79,6 +93,10 @@ def _offload_line(offload: OffloadForecast) -> str:
     if offload.step_s is None or offload.bytes_per_s is None:
         return line
     return f"{line}, which takes {offload.step_s:.2g} s at least at {offload.bytes_per_s / 1e9:.2f} GB/s"
+
+
+def _weight_type(plan: MemoryPlan) -> str:
+    return plan.dtype if plan.quantization is None else f"{plan.quantization} and {plan.dtype}"
 
 
 def _lengths(plan: MemoryPlan, context_length: int | None) -> list[int]:

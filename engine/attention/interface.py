@@ -26,6 +26,15 @@ class AttentionBatch:
     slot_mapping: Tensor  # int64 [num_tokens], block * BLOCK_SIZE + offset of each row's own KV
     block_size: int = BLOCK_SIZE
 
+    def to(self, device: torch.device) -> "AttentionBatch":
+        return AttentionBatch(
+            self.query_starts.to(device),
+            self.num_computed.to(device),
+            self.block_tables.to(device),
+            self.slot_mapping.to(device),
+            self.block_size,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:

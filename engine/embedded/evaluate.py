@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.embedded.corpus import Chat, Document, Message, Story
+from distllm.engine.embedded.held_out import held_out_texts
 from distllm.engine.embedded.packing import IGNORED, pack
 from distllm.engine.embedded.questions import KINDS, Question, held_out_question
-from distllm.engine.embedded.stories import tell
 from distllm.engine.embedded.tokenization import encode
 
 _BATCH_SIZE: Final = 32
@@ -47,8 +47,7 @@ class Subject:
 
 
 def held_out_stories(num_stories: int, seed: int) -> list[Document]:
-    rng = random.Random(f"held-out stories {seed}")
-    return [Story(tell(rng)) for _ in range(num_stories)]
+    return [Story(text) for text in held_out_texts(num_stories, seed)]
 
 
 def held_out_questions(kind: str, num_questions: int, seed: int) -> list[Question]:

@@ -1,4 +1,7 @@
-"""Mixture of experts on packed weights: a token's experts are summed in one order, whatever is in the batch."""
+"""Mixture of experts on packed weights: a token's experts are summed in one order, whatever is in the batch.
+
+The same for quantized weights in plain torch, which project as packed ones do.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,11 +10,10 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from distllm.engine.injection.packed_weight import PackedWeight
-from distllm.engine.kernels.ops import CpuKernels
-from distllm.engine.kernels.packed import PackedLinear
+from distllm.engine.quantization.weight import QuantizedWeight
 
 EXPERTS_NAME = "distllm_packed"
-_PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 def register_experts() -> None:
@@ -19,25 +21,16 @@ def register_experts() -> None:
     ExpertsInterface.register(EXPERTS_NAME, _forward)
 
 
-def pack_experts(module: nn.Module, kernels: CpuKernels, on_packed: Callable[[PackedLinear], None]) -> int:
-    """Replace the experts' weights by lists of packed ones, each told of; returns the bytes that were packed."""
-    num_bytes = 0
-    for name in _PROJECTIONS:
+def pack_experts(module: nn.Module, pack: Callable[[Tensor | QuantizedWeight], PackedWeight]) -> None:
+    """Replace the experts' weights by lists of packed ones."""
+    for name in PROJECTIONS:
         weights = module._parameters.get(name)
-        if weights is None:
-            continue
-        packed = []
-        for weight in weights:
-            packed.append(_pack(weight, kernels, is_transposed=bool(module.is_transposed)))
-            on_packed(packed[-1].panels)
-        num_bytes += weights.nbytes
-        del module._parameters[name], weights
-        setattr(module, name, packed)
-    return num_bytes
-
-
-def _pack(weight: Tensor, kernels: CpuKernels, *, is_transposed: bool) -> PackedWeight:
-    return PackedWeight(kernels, kernels.pack_linear(weight.T if is_transposed else weight))
+        if weights is not None:
+            packed = [pack(weight.T if module.is_transposed else weight) for weight in weights]
+            del module._parameters[name], weights
+            setattr(module, name, packed)
+        elif isinstance(quantized := module.__dict__.get(name), list):
+            setattr(module, name, [pack(weight) for weight in quantized])
 
 
 def _forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -75,6 +68,6 @@ def _run_expert(module: Any, expert: int, x: Tensor) -> Tensor:
 
 
 def _project(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
-    weight: PackedWeight = getattr(module, name)[expert]
+    weight: PackedWeight | QuantizedWeight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     return weight.project(x, bias)

@@ -14,6 +14,9 @@ from torch.nn import functional
 from distllm.engine.injection.elementwise import VECTOR_RUN
 from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.packed import PackedLinear
+from distllm.engine.kernels.quantized import QuantizedPanels, quantized_linear, quantized_rows
+
+Panels = PackedLinear | QuantizedPanels
 
 
 class PackedWeight:
@@ -25,7 +28,7 @@ class PackedWeight:
     def __init__(
         self,
         kernels: CpuKernels,
-        panels: PackedLinear,
+        panels: Panels,
         rows: slice | None = None,
         *,
         is_transposed: bool = False,
@@ -47,7 +50,7 @@ class PackedWeight:
 
     @property
     def device(self) -> torch.device:
-        return self.panels.panels.device
+        return self.panels.device
 
     @property
     def num_bytes(self) -> int:
@@ -67,21 +70,40 @@ class PackedWeight:
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        rows = x.reshape(-1, self.panels.in_features)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = self._rows_of(x)
         if self.rows is None:
-            output = self.kernels.linear(rows, self.panels, bias, _empty_rows(rows, self.panels.out_features))
+            output = self._multiply(rows, bias, _empty_rows(rows, self.panels.out_features))
         else:
-            output = self.kernels.linear(rows, self.panels)[:, self.rows]
+            output = self._multiply(rows)[:, self.rows]
             output = output if bias is None else output + bias
         return output.view(*x.shape[:-1], output.shape[-1])
 
+    def project_to_float32(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> contiguous float32 [..., out_features]: sums before they are rounded."""
+        assert self.rows is None, "part of a fused weight"
+        rows = self._rows_of(x)
+        output = torch.empty(rows.shape[0], self.panels.out_features)
+        return self._multiply(rows, None, output).view(*x.shape[:-1], -1)
+
     def look_up(self, ids: Tensor) -> Tensor:
-        """Rows of the weight, as they were packed: int64 [...] -> [..., in_features]."""
+        """Rows of the weight, as they were packed, or dequantized: int64 [...] -> [..., in_features]."""
         first = 0 if self.rows is None else self.rows.start
-        rows = self.kernels.linear_rows(self.panels, ids.reshape(-1) + first)
+        flat = ids.reshape(-1) + first
+        if isinstance(self.panels, QuantizedPanels):
+            rows = quantized_rows(self.panels, flat)
+        else:
+            rows = self.kernels.linear_rows(self.panels, flat)
         return rows.view(*ids.shape, rows.shape[-1])
+
+    def _rows_of(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [num_rows, in_features], each row contiguous."""
+        rows = x.reshape(-1, self.panels.in_features)
+        return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+    def _multiply(self, rows: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        if isinstance(self.panels, QuantizedPanels):
+            return quantized_linear(self.kernels, rows, self.panels, bias, out)
+        return self.kernels.linear(rows, self.panels, bias, out)
 
     @classmethod
     def __torch_function__(

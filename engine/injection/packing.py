@@ -5,31 +5,38 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, register_experts
-from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.injection.packed_weight import PackedWeight, Panels
 from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
+from distllm.engine.injection.quantizing import Schemes
+from distllm.engine.injection.weights import Weight, weight_of, weights_of
 from distllm.engine.kernels.ops import CpuKernels
-from distllm.engine.kernels.packed import PackedLinear
+from distllm.engine.kernels.quantized import pack_quantized
+from distllm.engine.quantization.config import WeightScheme
+from distllm.engine.quantization.quantizer import quantize
+from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
+from distllm.engine.quantization.weight import QuantizedWeight
 
-OnPacked = Callable[[Sequence[nn.Module], PackedLinear], None]
+OnPacked = Callable[[Sequence[nn.Module], Panels], None]
 """Called with each packed weight and the modules that use it, in the order of the model's modules."""
 
 
-def leave_packed(users: Sequence[nn.Module], panels: PackedLinear) -> None:
+def leave_packed(users: Sequence[nn.Module], panels: Panels) -> None:
     """The OnPacked of weights that stay where they are."""
 
 
 def pack_weights(
     model: PreTrainedModel,
     kernels: CpuKernels,
+    schemes: Schemes,
     on_progress: Callable[[float], None],
-    on_packed: OnPacked,
+    on_packed: OnPacked = leave_packed,
 ) -> int:
-    """Pack every weight that is multiplied with; returns the bytes of the packed ones.
+    """Pack every weight that is multiplied with, quantized as `schemes` says; returns the bytes of the packed ones.
 
     `on_packed` may move a weight's panels elsewhere before the next one is packed.
 
@@ -37,7 +44,7 @@ def pack_weights(
     stays dense is copied, so that nothing refers to the checkpoint's mapped files any more.
     """
     register_experts()
-    packer = _WeightPacker(model, kernels, on_progress, on_packed)
+    packer = _WeightPacker(model, kernels, schemes, on_progress, on_packed)
     packer.pack()
     _copy_parameters(model)
     if any(has_experts(module) for module in model.modules()):
@@ -49,14 +56,21 @@ class _WeightPacker:
     """Lets go of each dense weight as soon as it is packed."""
 
     def __init__(
-        self, model: nn.Module, kernels: CpuKernels, on_progress: Callable[[float], None], on_packed: OnPacked
+        self,
+        model: nn.Module,
+        kernels: CpuKernels,
+        schemes: Schemes,
+        on_progress: Callable[[float], None],
+        on_packed: OnPacked,
     ) -> None:
         self._model = model
         self._kernels = kernels
+        self._schemes = schemes
         self._on_progress = on_progress
         self._on_packed = on_packed
         self._users = _modules_by_weight(model)
-        self._num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self._num_bytes = sum(map(_dense_bytes, weights_of(model)))
+        self._done_bytes = 0
         self.packed_bytes = 0
 
     @torch.inference_mode()
@@ -68,43 +82,79 @@ class _WeightPacker:
             elif type(module) is nn.Linear or is_router(module):
                 self._pack(module)
             elif has_experts(module):
-                self._count(pack_experts(module, self._kernels, partial(self._on_packed, [module])))
+                pack_experts(module, partial(self._pack_expert, module))
+        for module in self._schemes:
+            if isinstance(module, nn.Embedding):
+                self._pack(module)
+        self._on_progress(1.0)
 
     def _pack_together(self, layers: Sequence[nn.Linear]) -> None:
         """One packed weight for several layers, of which each gets its rows."""
         if not layers:
             return
-        panels = self._kernels.pack_linear([layer.weight for layer in layers])
+        weights = [weight for layer in layers if (weight := weight_of(layer)) is not None]
+        panels = self._panels(weights, self._schemes.get(layers[0]))
+        if panels is None:
+            return
         users: list[nn.Module] = []
         start = 0
         for layer in layers:
             stop = start + layer.out_features
             users += self._replace(layer, PackedWeight(self._kernels, panels, slice(start, stop)))
             start = stop
-        self._count(panels.num_bytes)
         self._on_packed(users, panels)
 
     def _pack(self, module: nn.Module, *, is_transposed: bool = False) -> None:
-        weight = module._parameters.get("weight")
+        weight = weight_of(module)
         if weight is None:
             return
-        panels: PackedLinear = self._kernels.pack_linear(weight.T if is_transposed else weight)
-        del weight
+        rows = weight.T if is_transposed and isinstance(weight, Tensor) else weight
+        panels = self._panels([rows], self._schemes.get(module))
+        assert panels is not None
         users = self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
-        self._count(panels.num_bytes)
         self._on_packed(users, panels)
+
+    def _pack_expert(self, experts: nn.Module, weight: Weight) -> PackedWeight:
+        panels = self._panels([weight], self._schemes.get(experts))
+        assert panels is not None
+        self._on_packed([experts], panels)
+        return PackedWeight(self._kernels, panels)
+
+    def _panels(self, weights: Sequence[Weight], scheme: WeightScheme | None) -> Panels | None:
+        """Those of all rows, None where some are stored differently from others."""
+        dense = [weight for weight in weights if isinstance(weight, Tensor)]
+        if scheme is None and len(dense) == len(weights):
+            panels: Panels = self._kernels.pack_linear(dense)
+        elif scheme is None and dense:
+            return None
+        else:
+            parts = [_quantized(each, scheme) for each in weights]
+            if not all(parts[0].goes_with(part) for part in parts[1:]):
+                return None
+            panels = pack_quantized(self._kernels, concatenate(parts))
+        self.packed_bytes += panels.num_bytes
+        self._done_bytes += sum(map(_dense_bytes, weights))
+        self._on_progress(self._done_bytes / self._num_bytes)
+        return panels
 
     def _replace(self, module: nn.Module, packed: PackedWeight) -> list[nn.Module]:
         """Give `packed` to every module that uses this module's weight; returns them."""
-        users = self._users[id(module._parameters["weight"])]
+        users = self._users[id(weight_of(module))]
         for user in users:
-            del user._parameters["weight"]
+            user._parameters.pop("weight", None)
             user.weight = packed  # type: ignore[assignment]
         return users
 
-    def _count(self, num_bytes: int) -> None:
-        self.packed_bytes += num_bytes
-        self._on_progress(min(1.0, self.packed_bytes / self._num_bytes))
+
+def _quantized(weight: Weight, scheme: WeightScheme | None) -> QuantizedTensor:
+    if isinstance(weight, QuantizedWeight):
+        return weight.load()
+    assert scheme is not None
+    return quantize(weight, scheme)
+
+
+def _dense_bytes(weight: Weight) -> int:
+    return int(weight.nbytes) if isinstance(weight, Tensor) else weight.dense_bytes
 
 
 def _copy_parameters(model: nn.Module) -> None:
@@ -118,9 +168,10 @@ def _copy_parameters(model: nn.Module) -> None:
 
 
 def _modules_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Modules by the identity of their `weight` parameter: several where it is tied."""
+    """Modules by the identity of their weight: several where it is tied."""
     users: dict[int, list[nn.Module]] = defaultdict(list)
     for module in model.modules():
-        if module._parameters.get("weight") is not None:
-            users[id(module._parameters["weight"])].append(module)
+        weight = weight_of(module)
+        if weight is not None:
+            users[id(weight)].append(module)
     return users

@@ -24,6 +24,23 @@ def check_rows(name: str, tensor: Tensor, width: int) -> None:
         raise ValueError(f"{name}: expected contiguous rows [T, {width}], got {describe(tensor)}")
 
 
+def check_bias(bias: Tensor | None, width: int) -> None:
+    if bias is not None:
+        check_dtype("bias", bias)
+        if bias.shape != (width,) or bias.stride(0) != 1:
+            raise ValueError(f"bias: expected {width} contiguous elements, got {describe(bias)}")
+
+
+def check_output(out: Tensor | None, x: Tensor, width: int) -> Tensor:
+    """`out`, or room for [rows of x, width] of x's type."""
+    if out is None:
+        return torch.empty(x.shape[0], width, dtype=x.dtype)
+    check_rows("out", out, width)
+    if out.shape[0] != x.shape[0]:
+        raise ValueError(f"out: expected {x.shape[0]} rows, got {out.shape[0]}")
+    return out
+
+
 def check_heads(name: str, tensor: Tensor) -> None:
     check_dtype(name, tensor)
     if tensor.dim() != 3 or (tensor.stride(2) != 1 and tensor.shape[2] > 1):

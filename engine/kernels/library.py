@@ -98,6 +98,15 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
             _INT,
         ],
     ),
+    # pool, product, codes, rounded, x, stride, dtype, codes, scales, dtype, zeros, group, bias, dtype, out, stride,
+    # dtype, rows, depth, features
+    "quantized_linear": (
+        _INT,
+        [
+            *[_POINTER, _INT, _INT, _INT, _POINTER, _STRIDE, _INT, _POINTER, _POINTER, _INT, _POINTER, _INT],
+            *[_POINTER, _INT, _POINTER, _STRIDE, _INT, _INT, _INT, _INT],
+        ],
+    ),
     "first_bad_slot": (_INT, [_POINTER, _INT, c_int64]),
     # query starts, num computed, tables, stride, width, sequences, rows, blocks
     "first_bad_sequence": (_INT, [_POINTER, _POINTER, _POINTER, _STRIDE, _INT, _INT, _INT, c_int64]),

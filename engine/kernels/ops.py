@@ -22,10 +22,12 @@ from distllm.engine.kernels.checks import (
     DTYPE_CODES,
     as_sinks,
     check_batch,
+    check_bias,
     check_caches,
     check_dtype,
     check_heads,
     check_indices,
+    check_output,
     check_parts,
     check_rows,
     describe,
@@ -98,7 +100,7 @@ class CpuKernels:
         self._zero_padding(panels, features, depth)
         first_row = 0
         for part in parts:
-            self._call(
+            self.call(
                 "pack",
                 part.data_ptr(),
                 *part.stride(),
@@ -121,20 +123,12 @@ class CpuKernels:
         Sums are float32. float32 inputs meet bf16 weights by "fma", whatever the variant: rounding them would lose.
         """
         check_rows("x", x, packed.in_features)
-        if bias is not None:
-            check_dtype("bias", bias)
-            if bias.shape != (packed.out_features,) or bias.stride(0) != 1:
-                raise ValueError(f"bias: expected {packed.out_features} contiguous elements, got {describe(bias)}")
-        if out is None:
-            out = torch.empty(x.shape[0], packed.out_features, dtype=x.dtype)
-        else:
-            check_rows("out", out, packed.out_features)
-            if out.shape[0] != x.shape[0]:
-                raise ValueError(f"out: expected {x.shape[0]} rows, got {out.shape[0]}")
+        check_bias(bias, packed.out_features)
+        out = check_output(out, x, packed.out_features)
         kind = _BF16 if packed.dtype == torch.bfloat16 else _FLOAT32
         if packed.variant == "dot" and x.dtype == torch.bfloat16:
             kind = _BF16_DOT
-        self._call(
+        self.call(
             "linear",
             *(kind, x.data_ptr(), x.stride(0), DTYPE_CODES[x.dtype], packed.panels.data_ptr()),
             *((None, 0) if bias is None else (bias.data_ptr(), DTYPE_CODES[bias.dtype])),
@@ -149,7 +143,7 @@ class CpuKernels:
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= packed.out_features):
             raise ValueError(f"ids: rows run from 0 to {packed.out_features - 1}")
         out = torch.empty(ids.shape[0], packed.in_features, dtype=packed.dtype)
-        self._call(
+        self.call(
             "read_rows",
             *(packed.panels.data_ptr(), packed.in_features, DTYPE_CODES[packed.dtype]),
             *(ids.data_ptr(), ids.shape[0], out.data_ptr()),
@@ -183,7 +177,7 @@ class CpuKernels:
         bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, key_cache.shape[0])
         if bad >= 0:
             raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {key_cache.shape[0]} blocks")
-        self._call(
+        self.call(
             "write_kv",
             *(keys.data_ptr(), keys.stride(0), keys.stride(1)),
             *(values.data_ptr(), values.stride(0), values.stride(1), DTYPE_CODES[keys.dtype]),
@@ -229,7 +223,7 @@ class CpuKernels:
         num_sequences = check_batch(query_starts, num_computed, block_tables)
         self._check_blocks(query_starts, num_computed, block_tables, num_rows, num_blocks)
         sinks = None if sinks is None else as_sinks(sinks, num_heads)
-        self._call(
+        self.call(
             "attend",
             *(self._attention_kind(query, key_cache), query.data_ptr(), query.stride(0), query.stride(1)),
             *(DTYPE_CODES[query.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
@@ -252,7 +246,7 @@ class CpuKernels:
         if weight.shape != (width,) or weight.stride(0) != 1:
             raise ValueError(f"weight: expected {width} contiguous elements, got {describe(weight)}")
         out = torch.empty(x.shape, dtype=x.dtype)
-        self._call(
+        self.call(
             "rms_norm",
             *(heads.data_ptr(), heads.stride(0), heads.stride(1), DTYPE_CODES[x.dtype]),
             *(weight.data_ptr(), DTYPE_CODES[weight.dtype], style == "gemma", eps),
@@ -282,7 +276,7 @@ class CpuKernels:
         width = cos.shape[1]
         if width > dim or width % 2:
             raise ValueError(f"cos: cannot turn {width} of {dim} dimensions; the width must be even and fit")
-        self._call(
+        self.call(
             "rotary",
             *(x.data_ptr(), x.stride(0), x.stride(1), DTYPE_CODES[x.dtype]),
             *(cos.data_ptr(), sin.data_ptr(), cos.stride(0), num_rows, num_heads, width),
@@ -294,7 +288,7 @@ class CpuKernels:
         if gate_up.shape[1] % 2:
             raise ValueError(f"gate_up: expected an even number of columns, got {gate_up.shape[1]}")
         out = torch.empty(num_rows, width, dtype=gate_up.dtype)
-        self._call(
+        self.call(
             "gated",
             *(activation, gate_up.data_ptr(), gate_up.stride(0), DTYPE_CODES[gate_up.dtype]),
             *(out.data_ptr(), num_rows, width),
@@ -337,7 +331,8 @@ class CpuKernels:
         elif features % 16:
             panels[-depth * 16 :].zero_()
 
-    def _call(self, name: str, *arguments: int | float | None) -> None:
+    def call(self, name: str, *arguments: int | float | None) -> None:
+        """A function of library.py on this pool. Trusts its arguments; MemoryError where scratch space lacks."""
         if getattr(self._c, f"distllm_{name}")(self._pool, *arguments):
             raise MemoryError(f"no memory for the scratch space of {name}")
 

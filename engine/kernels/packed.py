@@ -25,5 +25,9 @@ class PackedLinear:
     variant: Bf16Variant
 
     @property
+    def device(self) -> torch.device:
+        return self.panels.device
+
+    @property
     def num_bytes(self) -> int:
         return self.panels.numel() * self.panels.element_size()

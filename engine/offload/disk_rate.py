@@ -14,7 +14,7 @@ _BLOCK_BYTES = 16 << 20
 _BUFFER_BYTES = 256 << 20  # larger than what a processor caches, as layers are
 _WAYS = ((1 << 20, 1), (1 << 20, 4), (_BLOCK_BYTES, 1), (_BLOCK_BYTES, 4))
 """Bytes of a read and how many are under way at once."""
-_ROUNDS = 2  # a virtual disk may be faster once its host has the file in memory
+_ROUNDS = 3  # a virtual disk may be faster once its host has the file in memory
 
 
 def measure_disk_rate(directory: Path, num_bytes: int) -> float:

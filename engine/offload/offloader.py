@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,17 +64,16 @@ class Offloader:
             tensor.data = tensor.data.to(device, copy=True)
         return sum(self.layer_bytes)
 
-    def settle(self, residency: Residency, on_progress: Callable[[float], None]) -> None:
+    def settle(self, residency: Residency) -> None:
         """Bring residents back for good and stream each of the rest whenever it runs, until the model goes."""
         self._lane.start()
         residents = sorted(set(range(len(self._modules))) - set(residency.streamed))
-        for count, number in enumerate(residents, 1):
+        for number in residents:
             layer = self._tensors[number]
             buffer = self._lane.allocate(layer.num_bytes)
             self._lane.fill(buffer, layer)
             layer.bind(self._lane.begin_use(buffer))
             self._lane.drop(layer)
-            on_progress(count / len(residents))
         _log(residency, len(self._modules), self._lane.name)
         if not residency.streamed:
             self._lane.close()

@@ -48,7 +48,8 @@ class TokenCounts:
         for index in range(self._num_read, len(self.history)):
             token_id = self.history[index]
             if 0 <= token_id < self._vocab_size:
-                self._counts[self._place(token_id)] += index >= self.num_prompt_tokens
+                place = self._place(token_id)  # first: it may replace the array
+                self._counts[place] += index >= self.num_prompt_tokens
         self._num_read = len(self.history)
 
     def _place(self, token_id: int) -> int:

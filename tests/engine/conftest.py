@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from distllm.engine.config import EngineConfig
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import Executor
+from distllm.engine.quantization.config import QuantizationConfig
 
 VOCAB_SIZE = 131
 NUM_BLOCKS = 40
@@ -173,7 +174,13 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
     """Builds the executor of a named model once for each configuration."""
 
     @cache
-    def build(name: str, dtype: str = "float32", backend: str = "auto", device: str = "cpu") -> Served:
+    def build(
+        name: str,
+        dtype: str = "float32",
+        backend: str = "auto",
+        device: str = "cpu",
+        quantization: QuantizationConfig | None = None,
+    ) -> Served:
         path = checkpoint(name)
         config = EngineConfig(
             model=str(path),
@@ -183,6 +190,7 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
             max_model_len=128,
             num_blocks=NUM_BLOCKS,
             num_threads=2,
+            quantization=quantization,
         )
         return Served(path, build_executor(config, lambda _activity, _fraction: None))
 

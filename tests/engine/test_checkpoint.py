@@ -51,7 +51,7 @@ def listed_config(directory: Path) -> None:
 
 
 def quantize(directory: Path) -> None:
-    (directory / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    (directory / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
 
 
 def lose_shard(directory: Path) -> None:
@@ -150,7 +150,7 @@ def no_weights(directory: Path) -> None:
         (lose_config, "has no config.json"),
         (break_config, "config.json cannot be read"),
         (listed_config, "must hold a JSON object"),
-        (quantize, "is quantized (gptq)"),
+        (quantize, "is quantized as bitsandbytes; known are gptq, awq, compressed-tensors and fp8"),
         (lose_shard, "lacks 1 of 2 shards, first model-00002-of-00002.safetensors"),
         (cut_shard, "model-00001-of-00002.safetensors is cut short"),
         (cut_header, "is cut short or not a safetensors file"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.interface import BlockId, SampleSpec, SequenceChunk, SequenceId, StepInput
 from distllm.engine.sampling_params import SamplingParams
 
@@ -41,11 +42,11 @@ def chunk(token_ids: Sequence[int], start: int, end: int, blocks: Sequence[int])
 def test_mixed_steps_have_the_logits_of_the_plain_forward(
     serve: Callable[..., Any], plain_logits: Callable[[str, tuple[int, ...]], Tensor], kind: str
 ) -> None:
-    runner = serve(kind, device="cuda").executor.runner
+    forward = serve(kind, device="cuda").executor.runner.forward
     first, second = [7, 3, 11], [5, 9]
-    runner.forward([chunk(TOKEN_IDS, 0, 39, first), chunk(OTHER_IDS, 0, 13, second)], [])
+    forward(build_step_tensors([chunk(TOKEN_IDS, 0, 39, first), chunk(OTHER_IDS, 0, 13, second)], []))
     step = [chunk(TOKEN_IDS, 39, 40, first), chunk(OTHER_IDS, 13, 30, second)]
-    logits = runner.forward(step, range(18)).cpu()
+    logits = forward(build_step_tensors(step, range(18))).cpu()
     expected = torch.cat((plain_logits(kind, TOKEN_IDS)[39:], plain_logits(kind, OTHER_IDS)[13:]))
     assert (logits - expected).abs().max() < TOLERANCE
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.interface import BLOCK_SIZE, BlockId, SequenceChunk, SequenceId
 
@@ -131,7 +132,7 @@ SCHEDULES: tuple[Callable[[], Schedule], ...] = (
 def run(executor: LocalExecutor, step: Sequence[Part]) -> list[Tensor]:
     """Logits of every token of every part of one step."""
     lengths = [part.end - part.start for part in step]
-    logits = executor.runner.forward([part.chunk() for part in step], range(sum(lengths)))
+    logits = executor.runner.forward(build_step_tensors([part.chunk() for part in step], range(sum(lengths))))
     return list(torch.split(logits, lengths))
 
 

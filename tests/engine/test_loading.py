@@ -27,7 +27,7 @@ from transformers import (
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
 from distllm.engine.factory import build_executor
-from distllm.engine.loading import load_config, load_model
+from distllm.engine.loading import build_on_meta, load_config, load_weights
 
 CPU = torch.device("cpu")
 Checkpoints = Callable[[str], Path]
@@ -35,7 +35,7 @@ Checkpoints = Callable[[str], Path]
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     checkpoint = open_checkpoint(path)
-    return load_model(checkpoint, load_config(checkpoint), dtype, CPU)
+    return load_weights(checkpoint, build_on_meta(checkpoint, load_config(checkpoint), dtype), dtype, CPU)
 
 
 def rewrite(path: Path, target: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distllm.engine.executor.local import LocalExecutor
+from distllm.engine.forward import ModelForward
 from distllm.engine.interface import (
     BlockCopy,
     BlockId,
@@ -105,7 +106,8 @@ def test_copied_blocks_go_on_as_the_original(executor: LocalExecutor) -> None:
 
 def test_numbers_that_are_none_fail_their_own_chunk_alone(executor: LocalExecutor) -> None:
     (sound,) = run(executor, chunk((1, 2, 3), [2]))
-    for layer in executor.runner.cache.layers:
+    assert isinstance(executor.runner.forward, ModelForward)
+    for layer in executor.runner.forward.cache.layers:
         for stored in layer.kv:
             stored[6] = torch.nan
     scores = PromptLogprobSpec(0, (2, 3))

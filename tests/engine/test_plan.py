@@ -16,6 +16,7 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.factory import build_executor
 from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
 from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.conftest import MODELS
 
 GIB = 1 << 30
@@ -34,6 +35,18 @@ def test_the_plan_has_the_engines_figures(
     info = serve(kind, backend="reference").executor.info
     assert (plan.kv_block_bytes, plan.dtype, plan.model_type) == (info.kv_block_bytes, info.dtype, info.model_type)
     assert plan.weight_bytes == pytest.approx(info.weight_bytes, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "mixtral"])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_quantized_weights_are_counted_as_the_engine_keeps_them(
+    checkpoint: Callable[[str], Path], serve: Callable[..., Any], kind: str, name: str
+) -> None:
+    config = QuantizationConfig.named(name, mlp_extra_grouping=name == "int4", symmetric=name == "int8")
+    plan = plan_of(checkpoint(kind), quantization=config)
+    info = serve(kind, backend="reference", quantization=config).executor.info
+    assert plan.weight_bytes == pytest.approx(info.weight_bytes, rel=0.02)  # few scales more, where transposed
+    assert plan.quantization == config.name
 
 
 def test_requests_are_counted_in_whole_blocks(checkpoint: Callable[[str], Path]) -> None:

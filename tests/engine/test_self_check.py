@@ -12,6 +12,7 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
+from distllm.engine.forward import ModelForward
 from distllm.engine.self_check import check_forward
 from tests.engine.conftest import Served
 
@@ -29,7 +30,8 @@ def check(serve: Callable[..., Served], plain_logits: PlainLogits) -> Check:
         assert isinstance(executor, LocalExecutor)
         expected = torch.stack([plain_logits("mixtral", ids) for ids in SEQUENCES])
         expected.view(-1, expected.shape[-1])[:num_wrong] *= -1
-        check_forward(executor.runner, expected)
+        assert isinstance(executor.runner.forward, ModelForward)
+        check_forward(executor.runner.forward, expected)
 
     return run
 

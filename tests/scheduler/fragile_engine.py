@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
+from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.process import main
 from tests.scheduler.slot_executor import SlotExecutor, executor_info
 
@@ -40,7 +40,7 @@ class FragileExecutor(SlotExecutor):
         return super().execute(step)
 
 
-def build(config: EngineConfig, on_progress: Callable[[str, float], None]) -> FragileExecutor:
+def build(config: EngineConfig, on_progress: Progress, _on_lost: OnLost) -> FragileExecutor:
     on_progress("pretending", 0.5)
     if config.model == "broken":
         raise ValueError("this checkpoint is broken")

@@ -25,6 +25,7 @@ DISTLLM_INLINE void convert(float x, float& to) { to = x; }
 DISTLLM_INLINE void convert(float x, uint16_t& to) { to = bf16_from_float(x); }
 DISTLLM_INLINE void convert(uint16_t x, float& to) { to = float_from_bf16(x); }
 DISTLLM_INLINE void convert(uint16_t x, uint16_t& to) { to = x; }
+DISTLLM_INLINE void convert(int8_t x, float& to) { to = (float)x; }
 
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 

@@ -7,43 +7,13 @@
 //   inputs, packed for the call: tiles of R rows, each [padded K][R] (or [padded K / 2][R] pairs)
 //   a unit of work: one group of P panels times one block of rows
 
-#include <algorithm>
-
 #include "api.h"
-#include "packed.h"
-#include "panel.h"
+#include "linear_tiles.h"
 
 namespace distllm {
 namespace {
 
 constexpr int kSpan = 512;
-constexpr int kBlockRows = 96;
-constexpr int kTallPanels = kParts == 1 ? 2 : 1;  // best for many rows
-constexpr int kMaxPanels = kMaxAccumulators >= 4 * kParts ? 4 : 2;  // best for one row
-
-struct Call {
-  const void* x;
-  ptrdiff_t x_stride;
-  DType x_type;
-  const void* weight;
-  const void* bias;  // of bias_type, or null
-  DType bias_type;
-  void* out;
-  ptrdiff_t out_stride;
-  DType out_type;
-  int rows;
-  int depth;
-  int features;
-};
-
-// Rows cut evenly into tiles of at most `most` rows.
-struct Tiling {
-  int rows, count;
-
-  Tiling(int rows, int most) : rows(rows), count((rows + most - 1) / most) {}
-  int begin(int tile) const { return tile * (rows / count) + std::min(tile, rows % count); }
-  int size(int tile) const { return begin(tile + 1) - begin(tile); }
-};
 
 // total[r][p * 16 ..] += span of inputs times span of panels; `skip` as Streamed says
 template <Kind kind, int R, int P>
@@ -74,69 +44,27 @@ AddSpan add_span_for(int rows) {
   return add_span_for<kind, P>(rows, std::make_integer_sequence<int, kMaxTileRows<P>>{});
 }
 
-template <class T>
-void widen_tile(const T* x, ptrdiff_t stride, int rows, int depth, float* to) {
-  for (int r = 0; r < rows; ++r) {
-    const T* const row = x + r * stride;
-    for (int k = 0; k < depth; ++k) convert(row[k], to[(size_t)k * rows + r]);
-    if (depth % 2) to[(size_t)depth * rows + r] = 0.0f;
-  }
-}
-
-[[maybe_unused]] void pair_tile(const uint16_t* x, ptrdiff_t stride, int rows, int depth, int32_t* to) {
-  for (int r = 0; r < rows; ++r) {
-    const uint16_t* const row = x + r * stride;
-    for (int k = 0; k + 1 < depth; k += 2) std::memcpy(&to[(size_t)(k / 2) * rows + r], row + k, 4);
-    if (depth % 2) to[(size_t)(depth / 2) * rows + r] = row[depth - 1];
-  }
-}
-
-// Inputs of one row, in Input units: k for float inputs, pairs for dot products.
 template <Kind kind>
-size_t input_size(int depth) {
-  return kind == Kind::kBf16Dot ? padded_depth((size_t)depth) / 2 : padded_depth((size_t)depth);
-}
-
-template <Kind kind>
-void arrange_inputs(Session& session, const Call& call, const Tiling& tiles, typename Panel<kind>::Input* to) {
+void arrange_inputs(Session& session, const LinearCall& call, const Tiling& tiles, typename Panel<kind>::Input* to) {
   const auto arrange = [&](int tile, int) {
     const int row = tiles.begin(tile), rows = tiles.size(tile);
+    const int padded = (int)padded_depth((size_t)call.depth);
     auto* const at = to + (size_t)row * input_size<kind>(call.depth);
     const ptrdiff_t from = row * call.x_stride;
     if constexpr (kind == Kind::kBf16Dot)
-      pair_tile((const uint16_t*)call.x + from, call.x_stride, rows, call.depth, at);
+      pair_tile((const uint16_t*)call.x + from, call.x_stride, rows, call.depth, padded, at);
     else if (call.x_type == DType::kFloat32)
-      widen_tile((const float*)call.x + from, call.x_stride, rows, call.depth, at);
+      widen_tile((const float*)call.x + from, call.x_stride, rows, call.depth, padded, at);
     else
-      widen_tile((const uint16_t*)call.x + from, call.x_stride, rows, call.depth, at);
+      widen_tile((const uint16_t*)call.x + from, call.x_stride, rows, call.depth, padded, at);
   };
   if ((size_t)call.rows * (size_t)call.depth >= 16384) return session.for_each(tiles.count, arrange);
   for (int tile = 0; tile < tiles.count; ++tile) arrange(tile, 0);
 }
 
-F32x16 load_bias(const Call& call, int feature, int count) {
-  if (call.bias_type == DType::kFloat32) return load_first((const float*)call.bias + feature, count);
-  return load_first((const uint16_t*)call.bias + feature, count);
-}
-
-// Adds the bias to rows of 16-wide totals and stores the `features` of them that exist.
-template <class T>
-void finish(const Call& call, const float* total, int total_stride, int row, int rows, int feature, int features) {
-  for (int f = 0; f < features; f += kPanelWidth) {
-    const int count = std::min(kPanelWidth, features - f);
-    const F32x16 bias = call.bias ? load_bias(call, feature + f, count) : zeros();
-    for (int r = 0; r < rows; ++r) {
-      const float* const at = total + r * total_stride + f;
-      const F32x16 sum = call.bias ? load(at) + bias : load(at);
-      T* const to = (T*)call.out + (row + r) * call.out_stride + feature + f;
-      store_first(to, sum, count);
-    }
-  }
-}
-
 // Tiles [first, last) times P panels from `panel` on.
 template <Kind kind, int P>
-void multiply(const Call& call, const Tiling& tiles, int first, int last, const typename Panel<kind>::Input* inputs,
+void multiply(const LinearCall& call, const Tiling& tiles, int first, int last, const typename Panel<kind>::Input* inputs,
               size_t panel) {
   alignas(64) float total[kBlockRows * P * 16];
   const int begin = tiles.begin(first), rows = tiles.begin(last) - begin;
@@ -162,7 +90,7 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
 
 // All rows times all panels in groups of P, the last few panels one by one.
 template <Kind kind, int P>
-void run_groups(Session& session, const Call& call) {
+void run_groups(Session& session, const LinearCall& call) {
   const Tiling tiles(call.rows, kMaxTileRows<P>);
   auto* const inputs = session.scratch<typename Panel<kind>::Input>(
       session.num_threads(), (size_t)call.rows * input_size<kind>(call.depth));
@@ -181,7 +109,7 @@ void run_groups(Session& session, const Call& call) {
 // Few rows want wide groups, to keep the adders busy; many rows want tall tiles. Where a weight has too few panels
 // for all threads, groups are narrower. The bits are the same in all cases.
 template <Kind kind, int P>
-void run(Session& session, const Call& call) {
+void run(Session& session, const LinearCall& call) {
   if constexpr (P > 1) {
     const size_t groups = num_panels((size_t)call.features) / P;
     const size_t units = groups * (size_t)Tiling(call.rows, kBlockRows).count;
@@ -199,7 +127,7 @@ using namespace distllm;
 DISTLLM_API int distllm_linear(Pool* pool, int kind, const void* x, ptrdiff_t x_stride, int x_type, const void* weight,
                                const void* bias, int bias_type, void* out, ptrdiff_t out_stride, int out_type, int rows,
                                int depth, int features) {
-  const Call call{x,   x_stride,   (DType)x_type,   weight, bias,  (DType)bias_type,
+  const LinearCall call{x,   x_stride,   (DType)x_type,   weight, bias,  (DType)bias_type,
                   out, out_stride, (DType)out_type, rows,   depth, features};
   return guarded([&] {
     Session session(*pool);

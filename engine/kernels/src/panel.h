@@ -70,6 +70,11 @@ struct Streamed {
   }
 };
 
+// Panels that are in the first-level cache already.
+struct InCache {
+  DISTLLM_INLINE void fetch(int, const void*, size_t, size_t) const {}
+};
+
 // Panels scattered in memory: while one is read, line by line, so is another fetched that is wanted soon.
 template <int P>
 struct Scattered {

@@ -20,7 +20,8 @@ uint64_t saved_registers() {
 
 bool has_bits(uint64_t value, uint64_t bits) { return (value & bits) == bits; }
 
-// 0 portable, 1 AVX2 + FMA, 2 AVX-512 (F, BW, DQ, VL), 3 AVX-512 with bf16 dot products.
+// 0 portable, 1 AVX2 + FMA, 2 AVX-512 (F, BW, DQ, VL), 3 AVX-512 with dot products of
+// bf16 and of bytes (VNNI).
 int best_level() {
   uint32_t a, b, c, d;
   constexpr uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28;
@@ -29,7 +30,8 @@ int best_level() {
   constexpr uint32_t kAvx2 = 1u << 5, kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, kBf16 = 1u << 5;
   if (!has_bits(saved, 0x6) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has_bits(b, kAvx2)) return 0;
   if (!has_bits(saved, 0xe6) || !has_bits(b, kAvx512)) return 1;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has_bits(a, kBf16) ? 3 : 2;
+  const bool has_vnni = has_bits(c, 1u << 11);
+  return has_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has_bits(a, kBf16) ? 3 : 2;
 }
 
 #else

@@ -85,6 +85,10 @@ struct F32x16 {
   Floats part[kParts];
 };
 
+struct I32x16 {
+  Words part[kParts];
+};
+
 // Sixteen words, each of two bf16: the lower half first in memory.
 struct Bf16Pairs {
   Words part[kParts];
@@ -189,6 +193,30 @@ DISTLLM_INLINE float max_of_lanes(const F32x16& x) {
   return lane[0];
 }
 
+DISTLLM_INLINE I32x16 load_words(const uint32_t* from) {
+  I32x16 result;
+  read_parts(result.part, from);
+  return result;
+}
+DISTLLM_INLINE I32x16 broadcast_word(int32_t x) {
+  I32x16 result;
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA { result.part[i] = Words{} + x; });
+  return result;
+}
+// Sixteen bytes, unsigned.
+DISTLLM_INLINE I32x16 load_bytes(const uint8_t* from) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes[kParts];
+  read_parts(bytes, from);
+  I32x16 result;
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA { result.part[i] = __builtin_convertvector(bytes[i], Words); });
+  return result;
+}
+// The floats of whole numbers below 2^24.
+DISTLLM_INLINE F32x16 as_floats(const I32x16& x) {
+  return each_part([&](auto i) DISTLLM_INLINE_LAMBDA { return __builtin_convertvector(x.part[i], Floats); });
+}
+
 DISTLLM_INLINE Bf16Pairs load_pairs(const uint16_t* from) {
   Bf16Pairs result;
   read_parts(result.part, from);
@@ -221,6 +249,23 @@ DISTLLM_INLINE F32x16 dot_pairs(const F32x16& sum, const Bf16Pairs& w, int32_t p
 constexpr bool kHasBf16Dot = false;
 
 DISTLLM_INLINE F32x16 dot_pairs(const F32x16& sum, const Bf16Pairs&, int32_t) { return sum; }
+
+#endif
+
+#if defined(__AVX512VNNI__)
+
+constexpr bool kHasByteDot = true;
+
+// sum + the products of four unsigned bytes a lane with the four signed ones of `quad`.
+DISTLLM_INLINE I32x16 dot_quads(const I32x16& sum, const I32x16& w, int32_t quad) {
+  return {{(Words)_mm512_dpbusd_epi32((__m512i)sum.part[0], (__m512i)w.part[0], _mm512_set1_epi32(quad))}};
+}
+
+#else
+
+constexpr bool kHasByteDot = false;
+
+DISTLLM_INLINE I32x16 dot_quads(const I32x16& sum, const I32x16&, int32_t) { return sum; }
 
 #endif
 

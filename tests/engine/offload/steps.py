@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distllm.engine.batch import build_step_tensors
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
@@ -31,9 +32,12 @@ def run_steps(executor: LocalExecutor) -> Tensor:
             for n in range(4)
         ),
     )
-    return torch.cat(
-        [executor.runner.forward(step, range(sum(len(part.token_ids) for part in step))) for step in steps]
-    )
+    return torch.cat([_forward(executor, step) for step in steps])
+
+
+def _forward(executor: LocalExecutor, step: Sequence[SequenceChunk]) -> Tensor:
+    num_tokens = sum(len(chunk.token_ids) for chunk in step)
+    return executor.runner.forward(build_step_tensors(step, range(num_tokens)))
 
 
 def _chunk(token_ids: Sequence[int], start: int, end: int, blocks: Sequence[int]) -> SequenceChunk:

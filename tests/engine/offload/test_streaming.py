@@ -14,7 +14,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.factory import build_executor
+from distllm.engine.forward import ModelForward
+from distllm.engine.offload.residency import Residency
 from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.offload.steps import build, run_steps
 
 KINDS = ("llama", "llama-odd", "qwen3", "phi3", "gemma2", "gpt2", "opt", "mixtral", "qwen3_moe", "gpt_oss")
@@ -57,6 +61,29 @@ def test_streamed_layers_compute_the_same_bits(
     streaming.close()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["qwen3", "mixtral", "gpt2"])
+def test_quantized_layers_stream_with_their_scales(
+    config: Callable[..., EngineConfig], monkeypatch: pytest.MonkeyPatch, kind: str, bits: int
+) -> None:
+    quantization = QuantizationConfig(bits=bits, group_size=32, symmetric=False)
+    plain = config(kind, dtype="bfloat16", quantization=quantization)
+    whole = build(plain)
+    monkeypatch.setattr(
+        "distllm.engine.offload.residency.choose_residents",
+        lambda sizes, *_: Residency((0, 1, 2), 2, max(sizes), sum(sizes), 0),
+    )
+    streaming = build(replace(plain, offload="disk"))
+    assert streaming.info.streamed_bytes > 0
+    assert torch.equal(run_steps(streaming), run_steps(whole))
+    streaming.close()
+
+
+def test_ranks_do_not_offload_yet(config: Callable[..., EngineConfig]) -> None:
+    with pytest.raises(ValueError, match="use --tensor-parallel-size 1"):
+        build_executor(config("llama", offload="disk", tensor_parallel_size=2), lambda *_: None)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
 def test_plain_torch_streams_as_well(config: Callable[..., EngineConfig], kind: str) -> None:
     whole = build(config(kind, attention_backend="reference"))
@@ -91,11 +118,13 @@ def test_resident_and_streamed_layers_go_together(
 def test_a_step_that_fails_leaves_the_next_one_right(config: Callable[..., EngineConfig]) -> None:
     whole = build(config("llama"))
     streaming = build(config("llama", offload="disk", weights_bytes=int(whole.info.weight_bytes * 0.95)))
-    module = streaming.runner.model.model.layers[1].mlp
-    module.forward, forward = lambda x: 1 / 0, module.forward
+    forward = streaming.runner.forward
+    assert isinstance(forward, ModelForward)
+    module = forward.model.model.layers[1].mlp
+    module.forward, original = lambda x: 1 / 0, module.forward
     with pytest.raises(ZeroDivisionError):
         run_steps(streaming)
-    module.forward = forward
+    module.forward = original
     assert torch.equal(run_steps(streaming), run_steps(whole))
     streaming.close()
 

@@ -1,0 +1,76 @@
+"""Which rank waits for which: a counter a rank in shared memory, from which a rank that hangs is told.
+
+A counter is odd while its rank waits for the others, and grows by two with each wait. All ranks wait equally often,
+so one that is behind while another waits is the one that is waited for.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from distllm.engine.distributed.shared_bytes import map_bytes
+
+_STRIDE = 16
+"""Counters apart, so that each has cache lines of its own."""
+
+
+class Arrivals:
+    """The counters of all ranks, and this rank's own."""
+
+    def __init__(self, descriptor: int, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        counters = map_bytes(descriptor, (size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
+        self._counters, self._beat = counters[:size], counters[size:]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it holds, this rank waits for the others."""
+        self._counters[self.rank] += 1
+        try:
+            yield
+        finally:
+            self._counters[self.rank] += 1
+
+    def meet(self) -> None:
+        """Return when all ranks wait, leaving the core to others meanwhile: they may share it with this rank."""
+        own = self._counters[self.rank]
+        while self._counters.min() < own:
+            os.sched_yield()
+
+    def beat(self) -> None:
+        """Show that the first rank's process runs, also while no rank waits for it."""
+        self._beat += 1
+
+    @property
+    def num_beats(self) -> int:
+        return int(self._beat[0])
+
+    def snapshot(self) -> tuple[int, ...]:
+        return tuple(int(count) for count in self._counters)
+
+
+def laggards(counts: tuple[int, ...]) -> list[int]:
+    """The ranks that one which waits is waiting for; none where nobody waits."""
+    furthest = max(counts)
+    if furthest % 2 == 0:
+        return []
+    return [rank for rank, count in enumerate(counts) if count < furthest]
+
+
+class Stillness:
+    """For how long a value has been the same."""
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._since_s = time.monotonic()
+
+    def seconds(self, value: object) -> float:
+        """To be called every now and then with the value of the moment."""
+        now = time.monotonic()
+        if value != self._last:
+            self._last, self._since_s = value, now
+        return now - self._since_s

@@ -1,0 +1,138 @@
+"""Ranks as processes: DeepSpeed's communication, guarded, behind RankGroup."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distllm.engine.distributed.arrivals import Arrivals
+from distllm.engine.distributed.shared_memory_op import forget_segments, segment_paths, why_not
+
+_SET_UP_TIMEOUT = timedelta(minutes=30)
+"""Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One process's place among the ranks of a model, and how they find each other.
+
+    `meeting_point` is a torch.distributed init_method. `name` consists of digits and is unique to this run of ranks
+    on this host, where `num_local` of them are. All ranks have the same `shares_memory`: whether they sum through
+    shared memory.
+    """
+
+    rank: int
+    size: int
+    meeting_point: str
+    name: str
+    device_type: str
+    num_local: int
+    shares_memory: bool
+
+
+class DeepSpeedGroup:
+    """A RankGroup over processes. Every call waits for all ranks."""
+
+    def __init__(self, membership: Membership, arrivals: Arrivals) -> None:
+        self.rank = membership.rank
+        self.size = membership.size
+        self._arrivals = arrivals
+        self._is_cpu = membership.device_type == "cpu"
+        self._sum = self._sum_in_shared_memory if membership.shares_memory else self._sum_gathered
+        _set_environment(membership)
+        with _segments(membership):
+            self._comm = _init_distributed(membership)
+            self.gather_numbers([])  # all have mapped the segments, and need their names no more
+
+    def sum_rows(self, rows: Tensor) -> Tensor:
+        """As RankGroup says; `rows` may be overwritten."""
+        with self._arrivals.waiting():
+            return self._sum(rows if rows.is_contiguous() else rows.contiguous())
+
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        device = "cpu" if self._is_cpu else "cuda"
+        own = torch.tensor(numbers, dtype=torch.int64, device=device)
+        everyone = [torch.empty_like(own) for _ in range(self.size)]
+        with self._arrivals.waiting():
+            self._comm.all_gather(everyone, own)
+        return [list(map(int, tensor.tolist())) for tensor in everyone]
+
+    def _sum_in_shared_memory(self, rows: Tensor) -> Tensor:
+        """In place. The op adds buffers in the order of ranks, whatever the size of the message.
+
+        It is called when all ranks have arrived, for it spins until then.
+        """
+        self._arrivals.meet()
+        if rows.numel():
+            self._comm.inference_all_reduce(rows)
+        return rows
+
+    def _sum_gathered(self, rows: Tensor) -> Tensor:
+        """Everyone's rows, added in order: gloo's and NCCL's own sums have an order that depends on the size."""
+        everyone = [torch.empty_like(rows) for _ in range(self.size)]
+        self._comm.all_gather(everyone, rows)
+        total = everyone[0].float()
+        for other in everyone[1:]:
+            total += other
+        return total.to(rows.dtype)
+
+
+def why_gathered(device_type: str, size: int, num_local: int, num_cores: int) -> str | None:
+    """Why ranks do not sum through shared memory; None where they do. Builds the op if need be."""
+    os.environ["DS_ACCELERATOR"] = device_type  # else DeepSpeed looks for one, and warns
+    if device_type != "cpu":
+        return "they are on GPUs"
+    if num_local != size:
+        return f"{num_local} of {size} ranks are on this host"
+    return why_not(size, num_cores)
+
+
+@contextlib.contextmanager
+def _segments(membership: Membership) -> Iterator[None]:
+    """While ranks meet, the op's segments have names; the first rank leaves none before or after."""
+    paths = segment_paths("127.0.0.1", membership.name, membership.size) if membership.rank == 0 else []
+    forget_segments(paths)
+    try:
+        yield
+    finally:
+        forget_segments(paths)
+
+
+def _set_environment(membership: Membership) -> None:
+    """What DeepSpeed reads. LOCAL_SIZE must be WORLD_SIZE where the shared-memory op is used."""
+    os.environ.update(
+        DS_ACCELERATOR=membership.device_type,
+        RANK=str(membership.rank),
+        LOCAL_RANK=str(membership.rank),
+        WORLD_SIZE=str(membership.size),
+        LOCAL_SIZE=str(membership.num_local),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=membership.name,
+    )
+    if membership.num_local == membership.size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _init_distributed(membership: Membership) -> Any:
+    """deepspeed.comm, with the ranks joined. Returns once all are there."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+
+        if not membership.shares_memory:  # else it would be built, and wait for the others' segments
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend="gloo" if membership.device_type == "cpu" else "nccl",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=_SET_UP_TIMEOUT,
+            init_method=membership.meeting_point,
+            rank=membership.rank,
+            world_size=membership.size,
+        )
+    return deepspeed.comm

@@ -1,0 +1,25 @@
+"""What the ranks of a model say to each other while it is loaded and run: sums of rows, and a few numbers."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class RankGroup(Protocol):
+    """The ranks that hold the parts of one model. Every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sum_rows(self, rows: Tensor) -> Tensor:
+        """The sum over ranks of `rows`, added in the order of the ranks, in the same tensor or another.
+
+        Row-invariant: an element's bits depend on that element of every rank's rows alone.
+        """
+
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Every rank's `numbers`, equally many, in the order of the ranks."""

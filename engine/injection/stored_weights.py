@@ -1,0 +1,167 @@
+"""Gives the modules of a model the quantized weights of a checkpoint, read when they are packed or first used."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from distllm.engine.checkpoint import Checkpoint, CheckpointError, StoredTensor
+from distllm.engine.injection.packed_experts import EXPERTS_NAME, register_experts
+from distllm.engine.quantization.formats import read_weight
+from distllm.engine.quantization.stored import FIELDS, StoredQuantization
+from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
+from distllm.engine.quantization.weight import QuantizedWeight
+
+_MERGES = frozenset({"MergeModulelist", "Concatenate"})
+
+
+Place = tuple[int, int]
+"""Expert, and place among the layers whose rows make up that expert's weight; (0, 0) of a weight of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """One quantized layer: its name and its tensors by field."""
+
+    layer: str
+    fields: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Makes weights that are read from the checkpoint's files when they are needed."""
+
+    quantization: StoredQuantization
+    dtype: torch.dtype
+    device: torch.device
+
+    def weight(
+        self, parts: Sequence[StoredPart], shape: tuple[int, ...], *, is_transposed: bool = False
+    ) -> QuantizedWeight:
+        """Of `shape`, the rows of `parts` one after the other."""
+        rows, columns = reversed(shape) if is_transposed else shape
+        load = partial(self._read, parts, (rows, columns))
+        return QuantizedWeight(load, (rows, columns), self.dtype, is_transposed=is_transposed)
+
+    def _read(self, parts: Sequence[StoredPart], shape: tuple[int, int]) -> QuantizedTensor:
+        """Raises CheckpointError where what is stored does not fit."""
+        read = [self._read_part(part) for part in parts]
+        if not all(read[0].goes_with(part) for part in read[1:]):
+            raise CheckpointError(
+                f"{parts[0].layer} and {parts[1].layer} are quantized differently; they must agree"
+            )
+        tensor = concatenate(read)
+        if (tensor.out_features, tensor.in_features) != shape:
+            found = (tensor.out_features, tensor.in_features)
+            raise CheckpointError(f"{parts[0].layer} has shape {found}, config.json asks for {shape}")
+        return tensor.to(self.device)
+
+    def _read_part(self, part: StoredPart) -> QuantizedTensor:
+        fields = {}
+        for field, tensor in part.fields.items():
+            with safe_open(tensor.shard, framework="pt", device="cpu") as file:
+                fields[field] = file.get_tensor(tensor.name)
+        try:
+            return read_weight(self.quantization, fields, self.dtype)
+        except ValueError as error:
+            raise CheckpointError(f"{part.layer}: {error}") from None
+
+
+def attach_stored_weights(
+    model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> set[str]:
+    """Put the checkpoint's quantized weights in the place of the model's. Returns the names of their tensors.
+
+    Raises CheckpointError for a weight that the model has no place for.
+    """
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return set()
+    layers = quantized_layers(checkpoint, quantization)
+    if not layers:
+        raise CheckpointError(
+            f"{checkpoint.path} is called quantized ({quantization.method}) and has no such weights"
+        )
+    places: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
+    find_place = _PlaceFinder(model)
+    for layer in layers:
+        parameter, place = find_place(layer)
+        places[parameter][place] = layer
+    for parameter, names in places.items():
+        parts = {place: StoredPart(name, layers[name]) for place, name in sorted(names.items())}
+        _attach(model, parameter, _Reader(quantization, dtype, device), parts)
+    return {tensor.name for fields in layers.values() for tensor in fields.values()}
+
+
+def quantized_layers(
+    checkpoint: Checkpoint, quantization: StoredQuantization
+) -> dict[str, dict[str, StoredTensor]]:
+    """The tensors of each quantized layer by field, by the layer's name."""
+    marker, *others = FIELDS[quantization.format]
+    is_marked = {"I8", "F8_E4M3"} if marker == "weight" else {"I32"}
+    layers = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(f".{marker}") and tensor.dtype in is_marked:
+            layer = name.removesuffix(f".{marker}")
+            found = {field: checkpoint.tensors.get(f"{layer}.{field}") for field in others}
+            layers[layer] = {marker: tensor} | {field: part for field, part in found.items() if part is not None}
+    return layers
+
+
+class _PlaceFinder:
+    """Knows what transformers renames and merges while it loads a model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self._state = model.state_dict()
+
+    def __call__(self, layer: str) -> tuple[str, Place]:
+        """The parameter that a layer's weight becomes, or becomes a part of, and which part."""
+        key = f"{layer}.weight"
+        name, pattern = rename_source_key(key, self._renamings, self._converters, self._prefix, self._state)
+        if name not in self._state:
+            name, pattern = rename_source_key(key, [], [], self._prefix, self._state)
+        if name not in self._state:
+            raise CheckpointError(f"{layer} is quantized, and the model has no place for it")
+        if pattern is None:
+            return name, (0, 0)
+        converter = next(entry for entry in self._converters if pattern in entry.source_patterns)
+        expert = re.search(r"\.experts\.(\d+)\.", layer)
+        if expert is None or not _MERGES.issuperset(type(step).__name__ for step in converter.operations):
+            raise CheckpointError(
+                f"{layer} is quantized and would have to be converted, which is known for experts alone"
+            )
+        return name, (int(expert[1]), converter.source_patterns.index(pattern))
+
+
+def _attach(model: PreTrainedModel, name: str, reader: "_Reader", parts: Mapping[Place, StoredPart]) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    parameter = module._parameters.pop(attribute)
+    assert parameter is not None
+    module._is_hf_initialized = True  # or transformers would draw its weights at random
+    if attribute == "weight":
+        weight = reader.weight(
+            list(parts.values()), tuple(parameter.shape), is_transposed=isinstance(module, Conv1D)
+        )
+        module.weight = weight
+        return
+    by_expert: dict[int, list[StoredPart]] = defaultdict(list)
+    for (expert, _), part in parts.items():
+        by_expert[expert].append(part)
+    if sorted(by_expert) != list(range(len(parameter))):
+        raise CheckpointError(f"{name} lacks some of its {len(parameter)} experts")
+    setattr(module, attribute, [reader.weight(by_expert[i], tuple(parameter.shape[1:])) for i in sorted(by_expert)])
+    register_experts()
+    model.set_experts_implementation(EXPERTS_NAME)

@@ -1,0 +1,27 @@
+"""The weights of modules that are not packed yet: dense parameters, or quantized ones in their place."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from distllm.engine.quantization.weight import QuantizedWeight
+
+Weight = Tensor | QuantizedWeight
+
+
+def weight_of(module: nn.Module) -> Weight | None:
+    """The module's `weight`, None where it has none of these."""
+    weight = module._parameters.get("weight", module.__dict__.get("weight"))
+    return weight if isinstance(weight, Weight) else None
+
+
+def weights_of(model: nn.Module) -> Iterator[Weight]:
+    """Every parameter and quantized weight once."""
+    yield from model.parameters()
+    seen: set[int] = set()
+    for module in model.modules():
+        for value in module.__dict__.values():
+            for weight in value if isinstance(value, list) else [value]:
+                if isinstance(weight, QuantizedWeight) and id(weight) not in seen:
+                    seen.add(id(weight))
+                    yield weight

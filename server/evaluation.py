@@ -1,0 +1,81 @@
+"""`distllm eval`: prints perplexity, and how far one model's predictions are from another's."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.config import EngineConfig
+from distllm.engine.embedded.held_out import held_out_texts
+from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, Refusal, run_evaluation
+from distllm.engine.hub import ModelNotFound, resolve
+from distllm.server.config import InvalidSettings, Settings
+from distllm.server.launch import find_checkpoint, model_name, start_message
+from distllm.server.slow_tokenizer import TokenizerError
+from distllm.server.tokenizer import Tokenizer
+
+_NUM_STORIES = 100
+_STORY_END = "<|endoftext|>"
+
+
+def print_evaluation(settings: Settings, against: str | None, text: Path | None, window: int) -> int:
+    """Print the figures of the model that `settings` name. Returns the exit status: 0, or 1 if there are none.
+
+    `against` is compared with as it is stored. The words are those of `text`, or stories that the embedded model
+    never saw, cut into windows of `window` tokens.
+    """
+    if window < 2:
+        raise InvalidSettings(f"--window must be at least 2, not {window}")
+    try:
+        checkpoint = find_checkpoint(settings)
+        config = start_message(settings, checkpoint).engine
+        reference = None if against is None else _as_stored(config, resolve(against, None))
+        windows = asyncio.run(_windows(Tokenizer.load(checkpoint), _texts(text), window))
+        result = run_evaluation(EvaluationRequest(config, reference, windows))
+    except (ModelNotFound, CheckpointError, TokenizerError) as error:
+        result = Refusal(str(error))
+    if isinstance(result, Refusal):
+        sys.stderr.write(f"distllm: {result.reason}\n")
+        return 1
+    sys.stdout.write("\n".join(report(result, model_name(settings), against)) + "\n")
+    return 0
+
+
+def report(result: Evaluation, name: str, against: str | None) -> list[str]:
+    """The figures in lines."""
+    lines = [f"tokens            {result.num_tokens:,}", f"perplexity        {result.perplexity:.4f}  {name}"]
+    if result.reference_perplexity is None or result.divergence is None or result.agreement is None:
+        return lines
+    change = result.perplexity / result.reference_perplexity - 1
+    return [
+        *lines,
+        f"                  {result.reference_perplexity:.4f}  {against}: {change:+.2%}",
+        f"KL divergence     {result.divergence:.5f} nats a token",
+        f"top-1 agreement   {result.agreement:.2%}",
+    ]
+
+
+def _as_stored(config: EngineConfig, path: Path) -> EngineConfig:
+    return replace(config, model=str(path), quantization=None)
+
+
+def _texts(path: Path | None) -> list[str]:
+    if path is None:
+        return [text + _STORY_END for text in held_out_texts(_NUM_STORIES, seed=0)]
+    try:
+        return [path.read_text(encoding="utf-8")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"--text {path} cannot be read: {error}") from None
+
+
+async def _windows(tokenizer: Tokenizer, texts: Sequence[str], window: int) -> list[list[int]]:
+    """Each text in windows of its own; ends of a single token, after which nothing is predicted, are left out."""
+    windows: list[list[int]] = []
+    for text in texts:
+        token_ids = await tokenizer.encode(text)
+        windows += [token_ids[start : start + window] for start in range(0, len(token_ids), window)]
+    if not (usable := [each for each in windows if len(each) > 1]):
+        raise InvalidSettings("--text holds less than two tokens")
+    return usable

@@ -1,0 +1,97 @@
+"""Every kind of decoder over two and three ranks: the logits of one, and bits that depend on the prefix alone."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distllm.engine import served_model
+from distllm.engine.batch import build_step_tensors
+from distllm.engine.config import EngineConfig
+from distllm.engine.forward import ModelForward
+from distllm.engine.served_model import prepare_model
+from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.test_forward import KINDS, NUM_BLOCKS, SCHEDULES, TOLERANCE, Part, Schedule, make_stories
+
+PlainLogits = Callable[[str, tuple[int, ...]], Tensor]
+Ranks = list[ModelForward]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_in_turn() -> Iterator[None]:
+    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
+    lock, load = threading.Lock(), served_model._load
+
+    def locked_load(*args: Any) -> Any:
+        with lock:
+            return load(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served_model, "_load", locked_load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ranks(checkpoint: Callable[[str], Path]) -> Callable[..., Ranks]:
+    """The forward passes of all ranks of a named model."""
+
+    @cache
+    def build(name: str, size: int, dtype: str = "float32", backend: str = "auto") -> Ranks:
+        config = EngineConfig(
+            model=str(checkpoint(name)),
+            device="cpu",
+            dtype=dtype,  # type: ignore[arg-type]
+            attention_backend=backend,  # type: ignore[arg-type]
+            max_model_len=128,
+            num_threads=1,
+        )
+
+        def load(group: ThreadGroup) -> ModelForward:
+            return prepare_model(config, lambda *_: None, group).forward_over(NUM_BLOCKS)
+
+        return on_every_rank(size, load)
+
+    return build
+
+
+def run(ranks: Ranks, step: Sequence[Part]) -> list[Tensor]:
+    """Logits over the whole vocabulary of every token of every part of one step."""
+    lengths = [part.end - part.start for part in step]
+    batch = build_step_tensors([part.chunk() for part in step], range(sum(lengths)))
+    logits = on_every_rank(len(ranks), lambda group: ranks[group.rank](batch))
+    return list(torch.split(torch.cat(logits, dim=-1), lengths))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_together_have_the_logits_of_one(
+    ranks: Callable[..., Ranks], plain_logits: PlainLogits, kind: str, backend: str, size: int
+) -> None:
+    forwards = ranks(kind, size, backend=backend)
+    for schedule in SCHEDULES:
+        for step in schedule():
+            for part, logits in zip(step, run(forwards, step), strict=True):
+                expected = plain_logits(kind, part.story.token_ids)[part.start : part.end]
+                assert (logits - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_do_not_depend_on_chunks_or_company(ranks: Callable[..., Ranks], kind: str, size: int) -> None:
+    forwards = ranks(kind, size, dtype="bfloat16")
+    stories = make_stories(6, [45, 3, 31])
+    alone = [run(forwards, [Part(story, 0, len(story.token_ids))])[0] for story in stories]
+    steps: Schedule = [
+        [Part(stories[0], 0, 16), Part(stories[2], 0, 30)],
+        [Part(stories[0], 16, 44), Part(stories[1], 0, 3)],
+        [Part(stories[2], 30, 31), Part(stories[0], 44, 45)],
+    ]
+    for step in steps:
+        for part, logits in zip(step, run(forwards, step), strict=True):
+            assert torch.equal(logits, alone[stories.index(part.story)][part.start : part.end])

@@ -1,0 +1,69 @@
+"""Ranks that are threads of the test's process: the same sums in the same order, without processes to start."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+class ThreadGroup:
+    """A RankGroup over threads that hand each other their tensors."""
+
+    def __init__(self, rank: int, exchange: "_Exchange") -> None:
+        self.rank = rank
+        self.size = exchange.size
+        self._exchange = exchange
+
+    def sum_rows(self, rows: Tensor) -> Tensor:
+        assert rows.is_contiguous()
+        parts: list[Tensor] = self._exchange.swap(self.rank, rows.clone())
+        first, *others = parts
+        total = first.float()
+        for other in others:
+            total = total + other.float()
+        return total.to(rows.dtype)
+
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        return self._exchange.swap(self.rank, list(numbers))
+
+
+class _Exchange:
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._slots: list[object] = [None] * size
+        self._barrier = threading.Barrier(size, timeout=60)
+
+    def swap(self, rank: int, value: object) -> list:  # type: ignore[type-arg]
+        """Give `value`, get every rank's."""
+        self._slots[rank] = value
+        self._barrier.wait()
+        values = list(self._slots)
+        self._barrier.wait()
+        return values
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+def on_every_rank(size: int, task: Callable[[ThreadGroup], Result]) -> list[Result]:
+    """Run `task` on `size` ranks at once; the results in the order of the ranks. Raises what a rank raised."""
+    exchange = _Exchange(size)
+
+    def run(rank: int) -> Result:
+        try:
+            return task(ThreadGroup(rank, exchange))
+        except BaseException:
+            exchange.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(run, rank) for rank in range(size)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    real = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+    if errors:
+        raise (real or errors)[0]
+    return [future.result() for future in futures]
