@@ -10,6 +10,7 @@ from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoi
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
+from distllm.engine.offload.forecast import OffloadForecast
 from distllm.engine.plan import MemoryPlan, examine_architecture, examine_kernels, memory_plan
 from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
 from distllm.server.launch import start_message
@@ -60,8 +61,17 @@ def _inspect(settings: Settings) -> Checkpoint:
 
 
 def _command(settings: Settings) -> str:
+    """How to serve what was planned; the flags of offloading decide whether it fits, so they are said again."""
+    engine = settings.engine
     model = settings.model
-    return shlex.join(["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)])
+    words = ["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)]
+    if engine.offload != "none":
+        words += ["--offload", engine.offload]
+    if engine.offload_dir is not None:
+        words += ["--offload-dir", str(engine.offload_dir)]
+    if engine.weights_memory is not None:
+        words += ["--weights-memory", f"{engine.weights_memory:g}"]
+    return shlex.join(words)
 
 
 def _quantization_flags(model: ModelSection) -> list[str]:
@@ -84,11 +94,26 @@ def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
         f"  weights    {byte_size(plan.weight_bytes)} in {_weight_type(plan)} on {plan.device}, "
         f"of {byte_size(plan.free_bytes)} free",
+        *([] if plan.offload is None else [_offload_line(plan.offload)]),
         f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
         f"{plan.kv_token_bytes:,} bytes a token",
         f"  context    {plan.max_model_len:,} tokens a request at most",
         *(_requests_line(plan, length) for length in _lengths(plan, context_length)),
     ]
+
+
+def _offload_line(offload: OffloadForecast) -> str:
+    residency = offload.division.residency
+    num_streamed = len(residency.streamed)
+    if not num_streamed:
+        return f"  offload    all {offload.num_layers} layers stay in memory"
+    line = (
+        f"  offload    {offload.num_layers - num_streamed} of {offload.num_layers} layers stay in memory, "
+        f"{num_streamed} stream from {offload.origin}: {byte_size(residency.streamed_bytes)} a step"
+    )
+    if offload.step_s is None or offload.bytes_per_s is None:
+        return line
+    return f"{line}, which takes {offload.step_s:.2g} s at least at {offload.bytes_per_s / 1e9:.2f} GB/s"
 
 
 def _weight_type(plan: MemoryPlan) -> str:
