@@ -47,7 +47,7 @@ class AioReader:
 
 
 def open_aio(file: DiskFile) -> AioReader | AioUnavailable:
-    """A reader of `file`, or what is missing. Never builds the operation: a compiler needs time and a gigabyte."""
+    """A reader of `file`, or what is missing. Never builds the operation, which takes a compiler minutes."""
     if not file.is_direct:
         return AioUnavailable(f"{file.directory} is on a file system without O_DIRECT")
     if ctypes.util.find_library("aio") is None:
