@@ -45,7 +45,8 @@ DISTLLM_INLINE Floats decode_kv(const uint8_t* from) {
   typedef int8_t Signed __attribute__((vector_size(kLanes)));
   Signed bytes;
   std::memcpy(&bytes, from, sizeof(bytes));
-  const Words words = __builtin_convertvector(bytes, Words);
+  typedef int16_t Pairs __attribute__((vector_size(kLanes * 2)));  // as in load_bytes
+  const Words words = __builtin_convertvector(__builtin_convertvector(bytes, Pairs), Words);
   if constexpr (codes == KvCodes::kInt8) return __builtin_convertvector(words, Floats);
   return decode<Codes::kFloat8, 0>(words & 0xff, Floats{});
 }
