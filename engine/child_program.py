@@ -22,4 +22,4 @@ def ask(module: str, request: msgspec.Struct, answer: type[Answer]) -> Answer | 
     )
     if run.returncode:
         return Refusal(f"{module} ended with status {run.returncode}")
-    return msgspec.json.decode(run.stdout, type=answer | Refusal)  # type: ignore[arg-type]
+    return msgspec.json.decode(run.stdout, type=answer | Refusal)

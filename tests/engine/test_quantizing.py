@@ -30,7 +30,8 @@ Checkpoint = Callable[[str], Path]
 def unpacked(words: Tensor, bits: int) -> Tensor:
     """int32 [rows, words] -> codes [rows, words * 32 / bits], the first in the lowest bits."""
     shifts = torch.arange(0, 32, bits)
-    return (words.long().unsqueeze(-1) >> shifts & 2**bits - 1).flatten(1)
+    codes: Tensor = words.long().unsqueeze(-1) >> shifts & 2**bits - 1
+    return codes.flatten(1)
 
 
 def meaning(tensors: dict[str, Tensor], layer: str, bits: int) -> Tensor:
@@ -44,7 +45,8 @@ def meaning(tensors: dict[str, Tensor], layer: str, bits: int) -> Tensor:
     if f"{layer}.weight_zero_point" in tensors:
         zeros = unpacked(tensors[f"{layer}.weight_zero_point"].T, bits).T[:rows]
     each = columns // scales.shape[1]
-    return (codes - zeros.repeat_interleave(each, 1)) * scales.repeat_interleave(each, 1)
+    weight: Tensor = (codes - zeros.repeat_interleave(each, 1)) * scales.repeat_interleave(each, 1)
+    return weight
 
 
 @pytest.mark.parametrize("name", CONFIGS)
