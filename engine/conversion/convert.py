@@ -16,7 +16,7 @@ from torch import Tensor
 from distllm.engine.checkpoint import DTYPE_BITS, Checkpoint, CheckpointError, StoredTensor
 from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, descriptor_text, rank_file_names
 from distllm.engine.conversion.manifest import FileRecord, Manifest, record_file, write_manifest
-from distllm.engine.conversion.output import check_room, whole_or_nothing
+from distllm.engine.conversion.output import check_free, check_room, whole_or_nothing
 from distllm.engine.conversion.rank_checkpoint import METADATA_KEY, Cut, RankMetadata
 from distllm.engine.conversion.small_files import copy_small_files
 from distllm.engine.conversion.sources import Source, open_source
@@ -72,6 +72,7 @@ def convert_checkpoint_to_deepspeed(
     path, out = Path(checkpoint_path).expanduser(), Path(output_path).expanduser()
     if not path.exists():
         raise CheckpointError(f"there is no {path}; give a checkpoint's directory")
+    check_free(out.resolve())
     with open_source(path) as source:
         division = divide_checkpoint(source.checkpoint, tensor_parallel_size)
         check_room(out, division.num_bytes)

@@ -28,6 +28,10 @@ class Descriptor:
     files: tuple[str, ...]
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.directory / file for file in self.files)
+
+    @property
     def tp_size(self) -> int:
         return len(self.files)
 

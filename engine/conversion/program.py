@@ -34,7 +34,7 @@ def convert(request: ConversionRequest) -> Converted | Refusal:
     return Converted(str(path))
 
 
-def _end_when_told() -> None:
+def end_when_told() -> None:
     """End on SIGTERM as on an exception, so that nothing half-made is left; and so when the parent has ended."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if sys.platform == "linux":
@@ -42,6 +42,6 @@ def _end_when_told() -> None:
 
 
 if __name__ == "__main__":
-    _end_when_told()
+    end_when_told()
     answer = convert(msgspec.json.decode(sys.stdin.buffer.read(), type=ConversionRequest))
     sys.stdout.buffer.write(msgspec.json.encode(answer))

@@ -67,7 +67,8 @@ def _pickles(path: Path) -> list[Path]:
 
 def _shards(path: Path) -> tuple[Path, list[Path]]:
     if path.suffix == ".json":  # the descriptor of a single file
-        return path.parent, [path.parent / file for file in read_descriptor(path).files]
+        descriptor = read_descriptor(path)
+        return descriptor.directory, list(descriptor.paths)
     return (path.parent, [path]) if path.is_file() else (path, find_shards(path))
 
 
@@ -106,11 +107,11 @@ class _PickledSource:
 class _RankSource:
     def __init__(self, descriptor: Descriptor, files: ExitStack) -> None:
         self._ranks = [
-            _Rank(open_rank(descriptor, rank).cuts, files.enter_context(_open(descriptor.directory / file)))
-            for rank, file in enumerate(descriptor.files)
+            _Rank(open_rank(descriptor, rank).cuts, files.enter_context(_open(path)), path)
+            for rank, path in enumerate(descriptor.paths)
         ]
         self.checkpoint: Checkpoint = open_rank(descriptor, 0)
-        metadata = read_file_metadata(descriptor.directory / descriptor.files[0])
+        metadata = read_file_metadata(descriptor.paths[0])
         self.metadata: Mapping[str, str] = {name: text for name, text in metadata.items() if name != METADATA_KEY}
 
     def read(self, name: str) -> Tensor:
@@ -119,19 +120,39 @@ class _RankSource:
         if name not in first.cuts:
             whole: Tensor = first.file.get_tensor(name)
             return whole
-        cuts = [rank.cuts[name] for rank in self._ranks]
-        _check_cover(f"{self.checkpoint.path}: {name}", cuts)
-        return _join(cuts, [rank.file.get_tensor(name) for rank in self._ranks])
+        cuts = [rank.cut(name) for rank in self._ranks]
+        return join_parts(
+            f"{self.checkpoint.path}: {name}", cuts, [rank.file.get_tensor(name) for rank in self._ranks]
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
     cuts: Mapping[str, Cut]
     file: Any
+    path: Path
+
+    def cut(self, name: str) -> Cut:
+        """Raises CheckpointError where the rank holds the whole of what another holds a part of."""
+        if name not in self.cuts:
+            raise CheckpointError(f"{self.path}: {name} is not cut, as it is on other ranks; convert it again")
+        return self.cuts[name]
 
 
 def _open(shard: Path) -> Any:
     return safe_open(shard, framework="pt", device="cpu", backend="mmap")
+
+
+def join_parts(name: str, cuts: Sequence[Cut], parts: Sequence[Tensor]) -> Tensor:
+    """The whole tensor. Where parts overlap, the first counts. Raises CheckpointError, naming it, for a gap."""
+    _check_cover(name, cuts)
+    whole = torch.empty(cuts[0].shape, dtype=parts[0].dtype)
+    for cut, part in reversed(list(zip(cuts, parts, strict=True))):
+        offset = 0
+        for start, stop in cut.spans:
+            whole.narrow(cut.dim, start, stop - start).copy_(part.narrow(cut.dim, offset, stop - start))
+            offset += stop - start
+    return whole
 
 
 def _check_cover(name: str, cuts: Sequence[Cut]) -> None:
@@ -143,13 +164,3 @@ def _check_cover(name: str, cuts: Sequence[Cut]) -> None:
         reached = max(reached, stop)
     if reached < cuts[0].shape[cuts[0].dim] or len({(cut.dim, cut.shape) for cut in cuts}) > 1:
         raise CheckpointError(f"{name} cannot be put together: the ranks' parts are not those of one tensor")
-
-
-def _join(cuts: Sequence[Cut], parts: Sequence[Tensor]) -> Tensor:
-    whole = torch.empty(cuts[0].shape, dtype=parts[0].dtype)
-    for cut, part in reversed(list(zip(cuts, parts, strict=True))):
-        offset = 0
-        for start, stop in cut.spans:
-            whole.narrow(cut.dim, start, stop - start).copy_(part.narrow(cut.dim, offset, stop - start))
-            offset += stop - start
-    return whole
