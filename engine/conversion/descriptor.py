@@ -100,17 +100,24 @@ def choose_size(path: Path, asked: int | None) -> int | None:
 
 def _located(document: Mapping[str, Any], name: str, beside: Path | None) -> Descriptor:
     names = _file_names(document, name)
-    places = [] if beside is None else [beside]
-    if isinstance(base_dir := document.get("base_dir"), str) and base_dir:
-        places.append((beside or Path()) / Path(base_dir).expanduser())
-    for place in places:
+    places = _places(document, beside)
+    if not places and not Path(names[0]).is_absolute():
+        raise CheckpointError(f"{name} has no base_dir: name the directory that holds its checkpoints")
+    for place in places or [Path()]:
         paths = [place / file for file in names]
         if all(path.is_file() and path.parent == paths[0].parent for path in paths):
             return _agreeing(Descriptor(paths[0].parent, tuple(path.name for path in paths)), name)
-    if not places:
-        raise CheckpointError(f"{name} has no base_dir: name the directory that holds its checkpoints")
-    missing = next((file for file in names if not (places[0] / file).is_file()), names[0])
-    raise CheckpointError(f"{name}: checkpoints names {missing}, which is not in {places[-1]}; {_REMEDY} again")
+    last = (places or [Path(names[0]).parent])[-1]
+    missing = next((file for file in names if not (last / file).is_file()), names[0])
+    raise CheckpointError(f"{name}: checkpoints names {missing}, which is not in {last}; {_REMEDY} again")
+
+
+def _places(document: Mapping[str, Any], beside: Path | None) -> list[Path]:
+    """Where the files may be."""
+    places = [] if beside is None else [beside]
+    if isinstance(base_dir := document.get("base_dir"), str) and base_dir:
+        places.append((beside or Path()) / Path(base_dir).expanduser())
+    return places
 
 
 def _agreeing(found: Descriptor, name: str) -> Descriptor:

@@ -1,6 +1,8 @@
 """Reads checkpoints that torch.save wrote: .pt, .pth and .bin files, memory-mapped. Never runs what they hold."""
 
 import pickle
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -55,16 +57,19 @@ def _indexed(directory: Path) -> list[Path]:
 
 def _load(path: Path) -> object:
     """Only the zip format of torch 1.6 and later can be mapped; older files are read into memory."""
-    is_zip = _is_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of, it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and reading it might run code ({_what(error)}): "
-            "save its state_dict alone, or ask for safetensors"
-        ) from None
+        if "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors and wants to run code ({_wanted(error)}), which is refused; "
+                "save its state_dict alone, or as safetensors"
+            ) from None
+        raise CheckpointError(f"{path} is not a file of torch.save's, or a damaged one") from None
     except Exception as error:  # torch raises whatever a damaged file makes it choke on
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}; fetch it again") from None
 
 
 def _is_zip(path: Path) -> bool:
@@ -72,10 +77,10 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _what(error: pickle.UnpicklingError) -> str:
+def _wanted(error: pickle.UnpicklingError) -> str:
     """The name that the pickle asks for, out of torch's long advice."""
-    lines = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
-    return lines[0].partition(". ")[0].removeprefix("WeightsUnpickler error: ") if lines else "an unsafe pickle"
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found[1] if found else "a name that torch does not know"
 
 
 def _unwrap(document: object) -> object:
@@ -90,8 +95,10 @@ def _tensors(path: Path, document: object) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(document, Mapping):
         raise CheckpointError(f"{path} holds a {type(document).__name__}, not tensors by name")
     for name, tensor in document.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} holds {name!r}, which is not the name of a tensor")
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} holds a {type(tensor).__name__}, not a tensor")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
         yield name, tensor.detach()
