@@ -23,6 +23,9 @@ RUN pip install --constraint requirements.lock setuptools wheel \
     && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > /tmp/runtime.txt \
     && pip install --constraint requirements.lock --requirement /tmp/runtime.txt
+# Once more, with its shared-memory all-reduce built: the image that serves has no compiler.
+RUN DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 pip install --constraint requirements.lock \
+        --no-deps --no-build-isolation --force-reinstall deepspeed
 
 COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
@@ -30,6 +33,10 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
 
 
 FROM ${BASE}
+# libaio: DeepSpeed's asynchronous reads of offloaded layers; numactl: binds processes to the memory beside their cores.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libaio-dev numactl \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 distllm \
     && install --directory --owner distllm /models
 COPY --from=builder /opt/distllm /opt/distllm

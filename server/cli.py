@@ -43,6 +43,7 @@ examples:
   distllm plan ./my-checkpoint                       the usual context lengths, in the memory that is free now
   distllm plan org/name --context 4096               how many requests of 4,096 tokens run at once
   distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
+  distllm plan ./my-checkpoint --kernels             what runs each module, and why nothing faster
 
 Exit status: 0 if the architecture can be served and fits, 1 if not. Weights and tokenizer are checked by serve.
 """
@@ -158,6 +159,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument(
         "--context", type=int, metavar="TOKENS", help="count the requests that fit at this many tokens each"
     )
+    plan.add_argument("--kernels", action="store_true", help="print what runs each module, and why nothing faster")
     plan.set_defaults(run=_plan)
 
 
@@ -283,7 +285,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from distllm.server.memory_report import print_plan
 
-    return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context)
+    return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context, arguments.kernels)
 
 
 def _quantize(arguments: argparse.Namespace) -> int:

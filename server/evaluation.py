@@ -59,7 +59,7 @@ def report(result: Evaluation, name: str, against: str | None) -> list[str]:
 
 
 def _as_stored(config: EngineConfig, path: Path) -> EngineConfig:
-    return replace(config, model=str(path), quantization=None)
+    return replace(config, model=str(path), quantization=None, kv_cache_dtype="auto")
 
 
 def _texts(path: Path | None) -> list[str]:

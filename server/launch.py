@@ -70,11 +70,15 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             device=engine.device,
             dtype=settings.model.dtype,
             max_model_len=settings.model.max_model_len,
-            kv_cache_bytes=None if engine.kv_cache_memory is None else int(engine.kv_cache_memory * 2**30),
+            kv_cache_bytes=_gib_to_bytes(engine.kv_cache_memory),
             max_num_seqs=scheduler.max_num_seqs,
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            kv_cache_dtype=engine.kv_cache_dtype,
+            offload=engine.offload,
+            offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
+            weights_bytes=_gib_to_bytes(engine.weights_memory),
             tensor_parallel_size=_num_ranks(engine, checkpoint),
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,
@@ -98,6 +102,10 @@ def _num_ranks(engine: EngineSection, checkpoint: Path) -> int | None:
     asked = None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size
     is_set = "tensor_parallel_size" in engine.model_fields_set
     return choose_size(checkpoint, asked if is_set else None) or asked
+
+
+def _gib_to_bytes(amount: float | None) -> int | None:
+    return None if amount is None else int(amount * 2**30)
 
 
 async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distllm.engine.distributed.arrivals import Arrivals
-from distllm.engine.distributed.shared_memory_op import forget_segments, segment_paths, why_not
+from distllm.engine.distributed.shared_memory_op import forget_segments, load_op, segment_paths, why_not
 
 _SET_UP_TIMEOUT = timedelta(minutes=30)
 """Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
@@ -46,6 +46,8 @@ class DeepSpeedGroup:
         self._is_cpu = membership.device_type == "cpu"
         self._sum = self._sum_in_shared_memory if membership.shares_memory else self._sum_gathered
         _set_environment(membership)
+        if membership.shares_memory:
+            load_op()
         with _segments(membership):
             self._comm = _init_distributed(membership)
             self.gather_numbers([])  # all have mapped the segments, and need their names no more

@@ -65,7 +65,7 @@ def _run(start: dict[str, Any], descriptors: Descriptors, control: Connection) -
     from distllm.engine.distributed.step_frame import StepFrame
     from distllm.engine.served_model import prepare_model
 
-    config, membership = EngineConfig(**start["config"]), Membership(**start["membership"])
+    config, membership = EngineConfig.of(start["config"]), Membership(**start["membership"])
     arrivals = Arrivals(descriptors.arrivals, membership.rank, membership.size)
     group = DeepSpeedGroup(membership, arrivals)
     served = prepare_model(config, lambda *_: None, group)
