@@ -23,6 +23,7 @@ from distllm.engine.conversion.sources import Source, open_source
 from distllm.engine.distributed.sharding import Part, plan_sharding
 from distllm.engine.distributed.stored_parts import find_parts
 from distllm.engine.loading import build_on_meta, load_config
+from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.quantization.safetensors_writer import PlannedTensor, SafetensorsFile
 
 Parts = Mapping[str, Part]
@@ -76,7 +77,7 @@ def convert_checkpoint_to_deepspeed(
     with open_source(path) as source:
         division = divide_checkpoint(source.checkpoint, tensor_parallel_size)
         check_room(out, division.num_bytes)
-        with whole_or_nothing(out) as directory:
+        with whole_or_nothing(out) as directory, giving_back_freed_memory():
             records = _write_ranks(source, division, directory, on_progress)
             copy_small_files(source.checkpoint.path, directory)
             descriptor = descriptor_text(tensor_parallel_size, out.resolve())

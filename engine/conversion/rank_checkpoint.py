@@ -68,7 +68,7 @@ def open_for_rank(path: Path, rank: int = 0, size: int | None = None) -> Checkpo
     if descriptor is None or not descriptor.is_divided:
         return open_checkpoint(path)
     descriptor.check_size(size)
-    check_sizes(path, read_manifest(path), ("config.json", descriptor.files[rank]))
+    check_sizes(path, read_manifest(path), descriptor.files[rank : rank + 1])
     return open_rank(descriptor, rank)
 
 

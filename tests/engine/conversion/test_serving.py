@@ -1,5 +1,6 @@
 """Ranks that start from a converted checkpoint hold and compute what ranks that slice while they load do."""
 
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -15,9 +16,12 @@ from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
+from distllm.engine.conversion.descriptor import read_descriptor
+from distllm.engine.conversion.linked import link_converted
 from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.distributed.sharding import plan_sharding, shrink
 from distllm.engine.factory import build_executor
+from distllm.engine.hub import resolve
 from distllm.engine.loading import build_on_meta, load_config, load_weights
 from distllm.engine.served_model import prepare_model
 from tests.engine.conftest import MODELS
@@ -101,6 +105,19 @@ def test_weights_of_the_serving_type_stay_views_of_the_ranks_file(converted: Con
     lines = Path("/proc/self/maps").read_text().splitlines()
     mapped = [line.split()[0].split("-") for line in lines if line.endswith("tp_01_of_02.safetensors")]
     assert any(int(start, 16) <= address < int(end, 16) for start, end in mapped)
+
+
+def test_the_files_serve_a_directory_with_a_config_and_a_tokenizer_of_its_own(
+    converted: Converted, tmp_path: Path
+) -> None:
+    config = json.loads((converted("llama", 2) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    link_converted(read_descriptor(converted("llama", 2)), tmp_path)
+    assert resolve(str(tmp_path)) == tmp_path
+    for rank in range(2):
+        expected = weights_of_rank(converted("llama", 2), rank, 2)
+        found = weights_of_rank(tmp_path, rank, 2)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("size", [1, 3])
