@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from distllm.engine.activation import activation_bytes
-from distllm.engine.checkpoint import Checkpoint, open_checkpoint
+from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
+from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
@@ -108,7 +109,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
     device = resolve_device(config.device, 0 if group is None else group.rank)
-    checkpoint = open_checkpoint(Path(config.model))
+    checkpoint = open_for_rank(Path(config.model), *((0, 1) if group is None else (group.rank, group.size)))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     family = numerics_family(checkpoint, config)
     compute = choose_compute(config, device, dtype, family, group)
