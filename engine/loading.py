@@ -83,9 +83,8 @@ def load_weights(
 ) -> PreTrainedModel:
     """`model`, built on the meta device, in evaluation mode, with every parameter and buffer on `device`.
 
-    What is stored quantized stays so.
-
-    On a CPU, tensors that are stored as `dtype` stay views of the mapped files: nothing is read before it is used.
+    What is stored quantized stays so. On a CPU, tensors that are stored as `dtype` stay views of the mapped files:
+    nothing is read before it is used.
     `parts` says of which parameters the model holds only a part. Raises CheckpointError.
     """
     load_config = LoadStateDictConfig(
@@ -96,7 +95,7 @@ def load_weights(
     )
     with _no_progress_bars(), ExitStack() as files:
         try:
-            quantized = attach_stored_weights(model, checkpoint, dtype, device)
+            quantized = attach_stored_weights(model, checkpoint, dtype, device, parts or {})
             stored = _take_parts(checkpoint, model, _open_tensors(checkpoint, files, quantized), parts or {})
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:

@@ -13,11 +13,11 @@ from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
-from distllm.engine.conversion.rank_checkpoint import open_for_rank
+from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
-from distllm.engine.distributed.sharding import Sharding, plan_sharding, shrink
+from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding, shrink
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import PagedCache, attach
@@ -34,7 +34,7 @@ from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, open_lane, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
-from distllm.engine.quantization.config import QuantizationConfig
+from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 
@@ -115,7 +115,9 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
     lane = open_lane(config, device)
-    model, sharding = _load(checkpoint, dtype, device if lane is None else torch.device("cpu"), group)
+    model, sharding = _load(
+        checkpoint, dtype, device if lane is None else torch.device("cpu"), group, config.quantization
+    )
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
@@ -154,14 +156,30 @@ def _pool_need(
 
 
 def _load(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: RankGroup | None,
+    quantization: QuantizationConfig | None,
 ) -> tuple[PreTrainedModel, Sharding | None]:
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
-    sharding = plan_sharding(model, group.rank, group.size)
+    sharding = plan_sharding(model, group.rank, group.size, _inner_unit(checkpoint, quantization))
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
+
+
+def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None) -> int:
+    """Features of an MLP that stay on one rank: whole groups of quantized weights, where these are known.
+
+    A checkpoint that was divided before keeps its division.
+    """
+    if isinstance(checkpoint, RankCheckpoint):
+        return INNER_UNIT
+    if checkpoint.quantization is not None:
+        return max(GROUP_SIZES)
+    return max(INNER_UNIT, (quantization and quantization.group_size) or INNER_UNIT)
 
 
 def _inject_weights(
