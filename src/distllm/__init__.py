@@ -1,16 +1,19 @@
 """DistributedLLM: the OpenAI-compatible inference server for whatever hardware you have.
 
-`from distllm import LLM, SamplingParams` runs offline batches; importing the package alone loads nothing.
+`from distllm import LLM, SamplingParams` runs offline batches, `convert_checkpoint_to_deepspeed` writes one file a
+rank; importing the package alone loads nothing.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
     from distllm.engine.sampling_params import SamplingParams
     from distllm.server.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "SamplingParams", "convert_checkpoint_to_deepspeed"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +26,6 @@ def __getattr__(name: str) -> Any:
             from distllm.engine.sampling_params import SamplingParams
 
             return SamplingParams
+        case "convert_checkpoint_to_deepspeed":
+            return import_module("distllm.engine.conversion.convert").convert_checkpoint_to_deepspeed
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
