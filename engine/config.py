@@ -1,5 +1,6 @@
 """What an engine is to load and on what: plain values, importable without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,8 @@ class EngineConfig:
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
     what they computed; 0 never.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
+    `injection_policy` names, by the class of a layer, the linear layers whose partial outputs are added up over
+    ranks ("parent.child"), in place of the model's own sharding plan.
     """
 
     model: str
@@ -41,3 +44,4 @@ class EngineConfig:
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
+    injection_policy: Mapping[str, tuple[str, ...]] | None = None
