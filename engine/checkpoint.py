@@ -103,7 +103,7 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read config.json and every shard's header. Raises CheckpointError."""
-    return describe_checkpoint(path, (tensor for shard in find_shards(path) for tensor in _read_header(shard)))
+    return describe_checkpoint(path, (tensor for shard in find_shards(path) for tensor in read_header(shard)))
 
 
 def describe_checkpoint(path: Path, tensors: Iterable[StoredTensor]) -> Checkpoint:
@@ -166,7 +166,7 @@ def find_shards(path: Path) -> list[Path]:
     raise CheckpointError(f"{path} has no {WEIGHTS_NAME} and no {INDEX_NAME}")
 
 
-def _read_header(shard: Path) -> list[StoredTensor]:
+def read_header(shard: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file, after checking that the file is as long as its header says.
 
     The file is: header length (8 bytes, little endian) | header (JSON) | tensor bytes.

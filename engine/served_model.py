@@ -15,6 +15,7 @@ from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
 from distllm.engine.distributed.sharding import Sharding, plan_sharding, shrink
+from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import PagedCache, attach
@@ -100,7 +101,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     family = numerics_family(checkpoint, config.quantization)
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
-    model, sharding = _load(checkpoint, dtype, device, group)
+    model, sharding = _load(checkpoint, config, dtype, device, group)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
@@ -116,12 +117,13 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
 
 
 def _load(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device, group: RankGroup | None
 ) -> tuple[PreTrainedModel, Sharding | None]:
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+    blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
-    sharding = plan_sharding(model, group.rank, group.size)
+    sharding = plan_sharding(model, group.rank, group.size, blocks)
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
 

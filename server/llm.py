@@ -48,8 +48,9 @@ class LLM:
 
     `model` is a checkpoint directory or a hub name; None is the embedded model. `options` are the settings of
     `distllm serve` for model, scheduler and engine, by name: dtype="float32", max_num_seqs=16. `injection_policy`
-    says how layers are divided over ranks, as EngineConfig has it. Raises InvalidSettings for a wrong option, ModelNotFound, CheckpointError or TokenizerError for a model that cannot be
-    read, and EngineUnavailable, with the reason, for one that cannot be loaded.
+    says how layers are divided over ranks, as EngineConfig has it. Raises InvalidSettings for a wrong option,
+    ModelNotFound, CheckpointError or TokenizerError for a model that cannot be read, and EngineUnavailable, with
+    the reason, for one that cannot be loaded.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LLM:
         injection_policy: Mapping[str, tuple[str, ...]] | None = None,
         **options: Any,
     ) -> None:
-        settings = _settings(model, options)
+        settings = offline_settings(model, options)
         checkpoint = find_checkpoint(settings)
         bar = LoadingBar()
         self._max_live = settings.scheduler.max_num_seqs + settings.scheduler.max_waiting
@@ -224,7 +225,7 @@ class LLM:
         return plan_batch(prompts, params, self._defaults.eos_token_ids, limits, n, stops, are_defaults)
 
 
-def _settings(model: str | None, options: dict[str, Any]) -> Settings:
+def offline_settings(model: str | None, options: dict[str, Any]) -> Settings:
     """Settings from options, over those of the environment. Raises InvalidSettings."""
     known = [name for name, (section, _) in fields().items() if section in _SECTIONS and name != "model"]
     for name in options:

@@ -1,16 +1,46 @@
 """DistributedLLM: the OpenAI-compatible inference server for whatever hardware you have.
 
-`from distllm import LLM, SamplingParams` runs offline batches; importing the package alone loads nothing.
+`from distllm import LLM, SamplingParams` runs offline batches, and what `distllm.deepspeed` holds is here as well;
+importing the package alone loads nothing.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from distllm import deepspeed
+
 if TYPE_CHECKING:
+    from distllm.deepspeed import (
+        Availability,
+        DeepSpeedConfig,
+        HybridInference,
+        InferenceEngine,
+        InvalidOption,
+        ModelInference,
+        OutOfMemory,
+        ShardedTransformerBlock,
+        init_inference,
+        is_deepspeed_available,
+        optimize_with_deepspeed,
+    )
     from distllm.engine.sampling_params import SamplingParams
     from distllm.server.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "Availability",
+    "DeepSpeedConfig",
+    "HybridInference",
+    "InferenceEngine",
+    "InvalidOption",
+    "ModelInference",
+    "OutOfMemory",
+    "SamplingParams",
+    "ShardedTransformerBlock",
+    "init_inference",
+    "is_deepspeed_available",
+    "optimize_with_deepspeed",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +53,6 @@ def __getattr__(name: str) -> Any:
             from distllm.engine.sampling_params import SamplingParams
 
             return SamplingParams
+    if name in deepspeed.__all__:
+        return getattr(deepspeed, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

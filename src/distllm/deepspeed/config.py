@@ -29,8 +29,8 @@ class DeepSpeedConfig:
     `replace_with_kernel_inject` puts our kernels under it, else it runs in plain torch, slowly. `enable_cuda_graph`
     is for GPUs, and on a CPU nothing comes of it. `checkpoint_dict` names the files of the weights in place of the
     model: {"checkpoints": [files], "base_dir": directory}, or a JSON file that holds one. `max_out_tokens` bounds
-    prompt and answer together, `min_out_tokens` is the least context that must be had. `injection_policy` is checked
-    when the model is known.
+    prompt and answer together, `min_out_tokens` is the least context that must be had. Whether `injection_policy`
+    goes with a model shows when there is one.
     """
 
     tensor_parallel_size: int
@@ -82,7 +82,7 @@ class DeepSpeedConfig:
 
     @classmethod
     def read(cls, config: "DeepSpeedConfig | Mapping[str, Any] | str | None", **others: Any) -> "DeepSpeedConfig":
-        """Of a config, a dict, or a JSON file, and of `others`, which must not contradict it. Raises InvalidOption."""
+        """Of a config, a dict or a JSON file, with `others`, which must not contradict it. Raises InvalidOption."""
         if isinstance(config, cls):
             if others:
                 raise InvalidOption("config", f"is a DeepSpeedConfig: put {min(others)} into it")
@@ -98,17 +98,17 @@ class DeepSpeedConfig:
         return cls(**{**both, **others})
 
 
-def read_policy(policy: InjectionPolicy | None) -> Mapping[str, tuple[str, ...]] | None:
+def read_policy(policy: object) -> Mapping[str, tuple[str, ...]] | None:
     """Class names to the names of the linear layers that a policy lists. Raises InvalidOption."""
     if policy is None:
         return None
-    if not isinstance(policy, Mapping) or not policy:
+    if not (isinstance(policy, Mapping) and policy):
         raise InvalidOption("injection_policy", "must be {Class: ['parent.child', ...]}")
     read: dict[str, tuple[str, ...]] = {}
     for module_class, names in policy.items():
         class_name = module_class if isinstance(module_class, str) else getattr(module_class, "__name__", "")
         listed = (names,) if isinstance(names, str) else names
-        if not class_name or not isinstance(listed, list | tuple) or not listed:
+        if not (class_name and isinstance(listed, list | tuple) and listed):
             raise InvalidOption("injection_policy", f"must map a class to a list or tuple of names, not {names!r}")
         if wrong := next((name for name in listed if not isinstance(name, str) or "." not in name), None):
             raise InvalidOption("injection_policy", f"lists {wrong!r} for {class_name}; names are 'parent.child'")

@@ -1,4 +1,4 @@
-"""The two functions that put a model on the ranks: DeepSpeed's own call, and one for those who know no DeepSpeed."""
+"""The functions that put a model on ranks: DeepSpeed's own call, and one for those who know no DeepSpeed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +23,9 @@ def init_inference(
     """Start the ranks of a model, as deepspeed.init_inference is called.
 
     `config` is a DeepSpeedConfig, a dict, or a JSON file; `fields` are further fields of it, which must not
-    contradict a dict. `injection_policy` {Class: ['parent.child', ...]} names, in a class of the model's layers, the
-    linear layers whose partial outputs are added up over ranks: one for each parent, whose other linear layers are
-    divided by their outputs. See InferenceEngine for `model`, `tokenizer`, `release_model` and what is raised.
+    contradict a dict. `injection_policy` {Class: ['parent.child', ...]} names, in a class of the model's layers,
+    the linear layers whose partial outputs are added up over ranks: one for each parent, whose other linear layers
+    are divided by their outputs. See InferenceEngine for `model`, `tokenizer`, `release_model` and what is raised.
     """
     if injection_policy is not None:
         fields["injection_policy"] = injection_policy
@@ -48,9 +48,9 @@ def optimize_with_deepspeed(
 ) -> InferenceEngine:
     """Start `tensor_parallel_size` ranks of a model, with our kernels, in `dtype`, quantized if asked to.
 
-    `quantization_config` has the entries bits (8 or 4), group_size (32, 64 or 128), mlp_extra_grouping, symmetric and
-    dynamic_activations. `fields` are others of DeepSpeedConfig. See InferenceEngine for the rest and for what is
-    raised.
+    `quantization_config` has the entries bits (8 or 4), group_size (32, 64 or 128), mlp_extra_grouping, symmetric
+    and dynamic_activations. `fields` are others of DeepSpeedConfig. See InferenceEngine for the rest and for what
+    is raised.
     """
     config = DeepSpeedConfig(
         tensor_parallel_size,

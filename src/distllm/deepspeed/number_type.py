@@ -34,7 +34,7 @@ def dtype_name(dtype: object) -> DtypeName:
 
 
 def computed_dtype(name: DtypeName, device_type: str) -> DtypeName:
-    """What is computed in: no CPU kernel is fast in float16, so bfloat16 stands in for it, and a log line says so."""
+    """What is computed in. No CPU kernel is fast in float16: bfloat16 stands in, and the log says so once."""
     if name == "float16" and device_type == "cpu":
         _say_once("this CPU computes in bfloat16 instead of float16, for which it has no fast instructions")
         return "bfloat16"

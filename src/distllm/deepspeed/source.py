@@ -1,7 +1,6 @@
-"""Where an engine finds the weights it is to run: a checkpoint directory, made for a model that is in memory.
+"""A checkpoint directory for a model that has none, or not as it is to be run.
 
-The directory of such a model holds its config and tokenizer, which are small; its weights are links to shared
-memory, or to the files that a checkpoint dict names.
+It holds config and tokenizer, which are small; the weights are links to shared memory, or to other files.
 """
 
 import json
@@ -13,96 +12,121 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.private_directory import PrivateDirectory
 from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.shared_weights import CannotShare, SharedWeights
 from distllm.engine.byte_size import byte_size
-from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint
+from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, open_checkpoint, read_header
+from distllm.engine.distributed.user_policy import InvalidPolicy, check_policy
+from distllm.engine.hub import resolve
+from distllm.engine.reference_block import register_reference_model
 
 logger = logging.getLogger("distllm.deepspeed")
 
 
 class ModelDirectory:
-    """A checkpoint directory of a model that is in memory. Close it; its files are gone then."""
+    """A directory that an engine loads from. Close it; its files are gone then."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, files: Mapping[str, Path] | None = None) -> None:
-        """`files` name the safetensors files, by tensor, that hold the weights in place of the model itself.
-
-        Raises InvalidOption for what the ranks could not run as it is.
-        """
-        _check_class(model)
-        self._model = model
+    def __init__(self) -> None:
         self._stack = ExitStack()
+        directory = PrivateDirectory()
+        self._stack.callback(directory.close)
+        self._model: PreTrainedModel | None = None
+        self.path = directory.path
+
+    @classmethod
+    def open(cls, model: PreTrainedModel | str | Path, tokenizer: Any, config: DeepSpeedConfig) -> "ModelDirectory":
+        """Of a model in memory or a checkpoint, with tokenizer and weights that are given in place of its own.
+
+        Raises InvalidOption for what the ranks could not run as it is, and ModelNotFound.
+        """
+        files = None if config.checkpoint_dict is None else _checkpoint_files(config.checkpoint_dict)
+        if isinstance(model, PreTrainedModel):
+            check_model(model, config)
+        elif not isinstance(model, str | Path):
+            kind = type(model).__name__
+            raise InvalidOption("model", f"must be a transformers model, a path or a name, not a {kind}")
+        source = cls()
         try:
-            directory = PrivateDirectory()
-            self._stack.callback(directory.close)
-            self.path = directory.path
-            _write_small_files(self.path, model, tokenizer)
-            if files is None:
-                self._share()
+            if isinstance(model, PreTrainedModel):
+                source._take_over(model, tokenizer, files)
             else:
-                _link(self.path, files)
+                source._point_at(resolve(str(model)), tokenizer, files)
         except BaseException:
-            self.close()
+            source.close()
             raise
+        return source
 
     def release(self) -> None:
-        """Let go of the weights in this process, once the ranks have theirs: the model is on the meta device."""
-        self._model.to("meta")
-        (self.path / WEIGHTS_NAME).unlink(missing_ok=True)
-        self._stack.pop_all().close()
+        """Let go of a model's weights here, once the ranks have theirs: it is left on the meta device."""
+        if self._model is not None:
+            self._model.to("meta")
+            (self.path / WEIGHTS_NAME).unlink(missing_ok=True)
+            self._stack.close()
 
     def close(self) -> None:
-        """Remove the directory; the model keeps its weights. Does nothing the second time."""
+        """Remove the directory; a model keeps its weights. Does nothing the second time."""
         self._stack.close()
 
-    def _share(self) -> None:
+    def _take_over(self, model: PreTrainedModel, tokenizer: Any, files: list[Path] | None) -> None:
+        model.config.to_json_file(self.path / "config.json", use_diff=False)
+        if model.generation_config is not None:
+            model.generation_config.to_json_file(self.path / "generation_config.json")
+        (tokenizer or _find_tokenizer(model)).save_pretrained(self.path)
+        if files is None:
+            self._model = model
+            self._share(model)
+        else:
+            _link(self.path, files)
+
+    def _point_at(self, checkpoint: Path, tokenizer: Any, files: list[Path] | None) -> None:
+        AutoConfig.from_pretrained(checkpoint, local_files_only=True).to_json_file(
+            self.path / "config.json", use_diff=False
+        )
+        if (checkpoint / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(checkpoint).to_json_file(self.path / "generation_config.json")
+        (tokenizer or AutoTokenizer.from_pretrained(checkpoint)).save_pretrained(self.path)
+        _link(self.path, files or list(open_checkpoint(checkpoint).shards))
+
+    def _share(self, model: PreTrainedModel) -> None:
         started_s = time.monotonic()
         try:
-            shared = SharedWeights(_stored_tensors(self._model))
+            shared = SharedWeights(_stored_tensors(model))
         except CannotShare as error:
-            raise InvalidOption("model", str(error)) from None
+            raise InvalidOption("model", f"cannot be taken over: {error}") from None
         self._stack.callback(shared.close)
         (self.path / WEIGHTS_NAME).symlink_to(shared.path)
         elapsed_s = time.monotonic() - started_s
         logger.debug("moved %s of weights to shared memory in %.2f s", byte_size(shared.num_bytes), elapsed_s)
 
 
-def _check_class(model: PreTrainedModel) -> None:
-    """The ranks build the model from its config: it must be the class that transformers builds."""
-    if not isinstance(model, PreTrainedModel):
-        raise InvalidOption(
-            "model", f"must be a transformers model, a path or a name, not a {type(model).__name__}"
-        )
+def check_model(model: PreTrainedModel, config: DeepSpeedConfig) -> None:
+    """The ranks build the model from its config: that must give the same. Raises InvalidOption."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise InvalidOption("model", "is quantized in memory: give the checkpoint's path, and its codes are read")
+    register_reference_model()
     built = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     if built is not type(model):
         known = f"its config stands for {built.__name__}" if built else "its config stands for no decoder"
-        raise InvalidOption(
-            "model", f"is a {type(model).__name__}, but {known}, which is what the ranks would build"
-        )
+        raise InvalidOption("model", f"is a {type(model).__name__}, but {known}, which is what the ranks build")
+    if config.injection_policy is not None:
+        try:
+            check_policy(model, config.injection_policy)
+        except InvalidPolicy as error:
+            raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
 
 
-def _write_small_files(path: Path, model: PreTrainedModel, tokenizer: Any) -> None:
-    model.config.to_json_file(path / "config.json", use_diff=False)
-    if model.generation_config is not None:
-        model.generation_config.to_json_file(path / "generation_config.json")
-    (tokenizer or find_tokenizer(model)).save_pretrained(path)
-
-
-def find_tokenizer(model: PreTrainedModel) -> Any:
+def _find_tokenizer(model: PreTrainedModel) -> Any:
     """The tokenizer beside the files that a model was loaded from. Raises InvalidOption where there are none."""
     origin = model.name_or_path or model.config.name_or_path
     try:
         return AutoTokenizer.from_pretrained(origin, local_files_only=True)
     except Exception:  # whatever transformers raises for a place without one
-        raise InvalidOption(
-            "tokenizer", "is missing, and the model's own place has none: give a tokenizer"
-        ) from None
+        raise InvalidOption("tokenizer", "is missing, and the model's own place has none: give one") from None
 
 
 def _stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -116,11 +140,21 @@ def _stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _link(path: Path, files: Mapping[str, Path]) -> None:
-    """Make `path` a checkpoint whose tensors lie in `files`, by the tensors' names."""
-    shards = {file: f"{number:05}.safetensors" for number, file in enumerate(sorted(set(files.values())))}
-    for file, name in shards.items():
-        (path / name).symlink_to(file)
-    weight_map = {tensor: shards[file] for tensor, file in files.items()}
+def _checkpoint_files(checkpoint: Mapping[str, Any]) -> list[Path]:
+    files = [(Path(checkpoint["base_dir"]) / name).expanduser().resolve() for name in checkpoint["checkpoints"]]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise InvalidOption("checkpoint_dict", f"names {missing}, which is no file: see base_dir")
+    return files
+
+
+def _link(path: Path, files: list[Path]) -> None:
+    """Put `files`, which together hold all tensors, into a checkpoint directory. Raises InvalidOption."""
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    weight_map: dict[str, str] = {}
+    try:
+        for file, name in zip(files, names, strict=True):
+            (path / name).symlink_to(file.resolve())
+            weight_map |= {tensor.name: name for tensor in read_header(path / name)}
+    except CheckpointError as error:
+        raise InvalidOption("checkpoint_dict", str(error)) from None
     (path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
-    open_checkpoint(path)
