@@ -30,6 +30,10 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
 
 
 FROM ${BASE}
+# libaio: DeepSpeed's asynchronous reads of offloaded layers; numactl: binds processes to the memory beside their cores.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libaio-dev numactl \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 distllm \
     && install --directory --owner distllm /models
 COPY --from=builder /opt/distllm /opt/distllm

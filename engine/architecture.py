@@ -28,6 +28,7 @@ def examine(path: Path) -> Architecture:
     text = model.config.get_text_config()
     return Architecture(
         kv_elements_per_token=sum(shape.num_kv_heads * (shape.key_dim + shape.value_dim) for shape in shapes),
+        kv_heads_per_token=sum(shape.num_kv_heads for shape in shapes),
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
     )

@@ -23,12 +23,13 @@ _KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16})
 class Compute:
     """The attention backend, and the kernels of linear layers; None leaves these to torch.
 
-    `family` says how weights are quantized, "" where they are not.
+    `family` says how weights are quantized, "" where they are not. `why_plain` is the reason against kernels.
     """
 
     attention: AttentionBackend
     kernels: CpuKernels | None
     family: str = ""
+    why_plain: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ def choose_compute(
         raise ValueError(f"--attention-backend paged_cpu: {reason}")
     if config.attention_backend == "auto":
         logger.warning("serving with plain torch, which is slow: %s", reason)
-    return Compute(ReferenceAttention(device), None, family)
+    return Compute(ReferenceAttention(device), None, family, reason)
 
 
 def _agree_on_variant(kernels: CpuKernels, group: RankGroup) -> None:

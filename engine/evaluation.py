@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
-from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, Refusal
+from distllm.engine.evaluation_report import Evaluation, EvaluationRequest
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import BLOCK_SIZE, BlockId, SequenceChunk, SequenceId

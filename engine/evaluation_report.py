@@ -1,10 +1,8 @@
 """What an evaluation is asked and what it answers. Importable without torch."""
 
-import subprocess
-import sys
-
 import msgspec
 
+from distllm.engine.child_program import Refusal, ask
 from distllm.engine.config import EngineConfig
 
 
@@ -30,16 +28,6 @@ class Evaluation(msgspec.Struct, frozen=True, tag=True):
     agreement: float | None = None
 
 
-class Refusal(msgspec.Struct, frozen=True, tag=True):
-    """Why nothing was evaluated, in one line."""
-
-    reason: str
-
-
 def run_evaluation(request: EvaluationRequest) -> Evaluation | Refusal:
     """Evaluate in a process of its own."""
-    command = [sys.executable, "-m", "distllm.engine.evaluation"]
-    run = subprocess.run(command, input=msgspec.json.encode(request), stdout=subprocess.PIPE)
-    if run.returncode:
-        return Refusal(f"the evaluation ended with status {run.returncode}; its output above says why")
-    return msgspec.json.decode(run.stdout, type=Evaluation | Refusal)
+    return ask("distllm.engine.evaluation", request, Evaluation)

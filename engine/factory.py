@@ -8,6 +8,7 @@ from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.executor.tensor_parallel import start_tensor_parallel
 from distllm.engine.interface import Executor
 from distllm.engine.model_runner import ModelRunner
+from distllm.engine.offload.errors import check_offload
 from distllm.engine.pool_size import size_pool
 from distllm.engine.progress import OnLost, Progress
 from distllm.engine.served_model import prepare_model
@@ -20,13 +21,14 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
+    check_offload(config, config.device)
     if config.tensor_parallel_size != 1:
         return start_tensor_parallel(config, on_progress, on_lost)
     started_s = time.monotonic()
     served = prepare_model(config, on_progress)
     on_progress("sizing the KV cache", 1.0)
     need = served.pool_need(config)
-    num_blocks = size_pool(config, need, measure_free_bytes(served.device))
+    num_blocks = size_pool(served.pool_config(config), need, measure_free_bytes(served.device))
     runner = ModelRunner(served.forward_over(num_blocks))
     load_s = time.monotonic() - started_s
     return LocalExecutor(runner, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))

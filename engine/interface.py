@@ -119,6 +119,7 @@ class ExecutorInfo:
 
     `kernels` names what runs attention and linear layers; `numerics` identifies the summing order, so that two
     executors with equal `numerics` give equal bits. `num_ranks` share weights and KV; bytes are those of all.
+    `streamed_bytes` of `weight_bytes` are brought in by every step from where they are offloaded.
     """
 
     num_blocks: int
@@ -133,6 +134,7 @@ class ExecutorInfo:
     weight_bytes: int
     kv_block_bytes: int
     load_s: float
+    streamed_bytes: int = 0
     num_ranks: int = 1
 
 

@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distllm.engine.activation import activation_bytes
 from distllm.engine.byte_size import byte_size
@@ -15,18 +16,25 @@ from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
+from distllm.engine.offload.errors import check_offload
+from distllm.engine.offload.forecast import OffloadForecast, forecast_offload
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 from distllm.engine.quantization.family import quantization_name
 from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
 _EXAMINATION_TIMEOUT_S = 120
+_KV_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers."""
+    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers.
+
+    `kv_heads_per_token` counts the heads of all layers, each with keys and values.
+    """
 
     kv_elements_per_token: int
+    kv_heads_per_token: int
     vocab_size: int
     hidden_size: int
 
@@ -51,6 +59,7 @@ class MemoryPlan:
     num_blocks: int
     max_num_seqs: int
     max_model_len: int
+    offload: OffloadForecast | None
     refusal: str | None
 
     @property
@@ -72,9 +81,12 @@ def memory_plan(
     num_weight_bytes = weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    num_blocks, refusal = _size_pool(config, need, max(0, free - num_weight_bytes))
-    if num_weight_bytes >= free:
-        refusal = f"the weights alone take {byte_size(num_weight_bytes)}, and {byte_size(free)} are free"
+    check_offload(config, device)
+    try:
+        offload = forecast_offload(checkpoint, config, need, num_weight_bytes, DTYPE_BYTES[dtype], free)
+        num_blocks, refusal = _choose_pool(config, need, num_weight_bytes, free, offload)
+    except OutOfMemory as error:
+        offload, num_blocks, refusal = None, 0, str(error)
     return MemoryPlan(
         path=checkpoint.path,
         model_type=str(checkpoint.config["model_type"]),
@@ -88,6 +100,7 @@ def memory_plan(
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_model_len=need.max_model_len,
+        offload=offload,
         refusal=refusal,
     )
 
@@ -95,31 +108,71 @@ def memory_plan(
 def examine_architecture(checkpoint: Checkpoint) -> Architecture:
     """What `distllm.engine.architecture` finds, in a process of its own. Raises CheckpointError."""
     check_config(checkpoint)
-    command = [sys.executable, "-m", "distllm.engine.architecture", str(checkpoint.path)]
+    return Architecture(**_ask(checkpoint, "distllm.engine.architecture", str(checkpoint.path)))
+
+
+def examine_kernels(checkpoint: Checkpoint, config: EngineConfig) -> list[dict[str, Any]]:
+    """The rows that `distllm.engine.kernel_report` finds, in a process of its own. Raises CheckpointError."""
+    check_config(checkpoint)
+    rows: list[dict[str, Any]] = _ask(checkpoint, "distllm.engine.kernel_report", text=json.dumps(asdict(config)))[
+        "rows"
+    ]
+    return rows
+
+
+def _ask(checkpoint: Checkpoint, module: str, *arguments: str, text: str = "") -> dict[str, Any]:
+    """The JSON object that a program of ours prints. Raises CheckpointError, also for a refusal that it prints."""
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=_EXAMINATION_TIMEOUT_S, check=True)
+        run = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_EXAMINATION_TIMEOUT_S,
+            check=True,
+        )
     except subprocess.CalledProcessError as error:
         last_line = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
         raise CheckpointError(f"{checkpoint.path} cannot be examined: {last_line}") from None
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{checkpoint.path} cannot be examined within {_EXAMINATION_TIMEOUT_S} s") from None
-    found = json.loads(run.stdout)
+    found: dict[str, Any] = json.loads(run.stdout)
     if refusal := found.get("refusal"):
         raise CheckpointError(refusal)
-    return Architecture(**found)
+    return found
 
 
 def _pool_need(
     checkpoint: Checkpoint, architecture: Architecture, config: EngineConfig, element_bytes: int
 ) -> PoolNeed:
     return PoolNeed(
-        block_bytes=BLOCK_SIZE * architecture.kv_elements_per_token * element_bytes,
+        block_bytes=BLOCK_SIZE * _kv_token_bytes(architecture, config, element_bytes),
         max_model_len=resolve_length(config.max_model_len, supported_length(checkpoint.text_config)),
         max_num_seqs=config.max_num_seqs,
         activation_bytes=activation_bytes(
             config.max_num_batched_tokens, architecture.vocab_size, architecture.hidden_size
         ),
     )
+
+
+def _kv_token_bytes(architecture: Architecture, config: EngineConfig, element_bytes: int) -> int:
+    if config.kv_cache_dtype == "auto":
+        return architecture.kv_elements_per_token * element_bytes
+    return architecture.kv_elements_per_token + architecture.kv_heads_per_token * 2 * _KV_SCALE_BYTES
+
+
+def _choose_pool(
+    config: EngineConfig, need: PoolNeed, weight_bytes: int, free_bytes: int, offload: OffloadForecast | None
+) -> tuple[int, str | None]:
+    """As `_size_pool`, beside the weights, or beside those of them that stay."""
+    if offload is not None and offload.division.residency.streamed:
+        kv_bytes = offload.division.kv_bytes
+        return _size_pool(replace(config, kv_cache_bytes=kv_bytes), need, kv_bytes)
+    num_blocks, refusal = _size_pool(config, need, max(0, free_bytes - weight_bytes))
+    if weight_bytes >= free_bytes:
+        sizes = f"the weights alone take {byte_size(weight_bytes)}, and {byte_size(free_bytes)} are free"
+        refusal = f"{sizes}: --offload disk serves what does not fit"
+    return num_blocks, refusal
 
 
 def _size_pool(config: EngineConfig, need: PoolNeed, free_bytes: int) -> tuple[int, str | None]:

@@ -1,6 +1,8 @@
 """A checkpoint made ready to run: loaded, put on the kernels, checked. One rank's part of it, or the whole."""
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,34 +22,43 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
-from distllm.engine.injection.packing import pack_weights
+from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
-from distllm.engine.injection.quantizing import choose_schemes, quantize_weights
+from distllm.engine.injection.quantizing import Schemes, choose_schemes, quantize_weights
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, load_config, load_weights
+from distllm.engine.memory import giving_back_freed_memory
+from distllm.engine.offload.decoder_layers import find_decoder_layers
+from distllm.engine.offload.offloader import Offloader
+from distllm.engine.offload.start import Settled, open_lane, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
-from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
+from distllm.engine.stage_log import StageLog
+
+_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model whose modules attend to a paged cache that it has yet to be given.
 
-    `sharding` is None where it is whole. `weight_bytes` are those that this process holds.
+    `sharding` is None where it is whole. `weight_bytes` are those that this process holds, or brings in every step
+    where layers are `offloaded`.
     """
 
     model: PreTrainedModel
     layers: list[DiscoveredLayer]
     compute: Compute
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     device: torch.device
     max_model_len: int
     weight_bytes: int
     sharding: Sharding | None
+    offloaded: Settled | None
 
     @property
     def vocab_size(self) -> int:
@@ -55,17 +66,18 @@ class ServedModel:
 
     def pool_need(self, config: EngineConfig) -> PoolNeed:
         """What this process's part of the KV pool takes."""
-        hidden_size = self.model.config.get_text_config().hidden_size
-        return PoolNeed(
-            block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, self.dtype) for layer in self.layers),
-            max_model_len=self.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            activation_bytes=activation_bytes(config.max_num_batched_tokens, self.vocab_size, hidden_size),
-        )
+        return _pool_need(config, self.model, self.layers, self.max_model_len, self.kv_dtype)
 
-    def forward_over(self, num_blocks: int) -> ModelForward:
-        """The model with a cache of so many blocks, in place of one that it had before."""
-        cache = PagedCache(self.compute.attention, [layer.shape for layer in self.layers], num_blocks, self.dtype)
+    def pool_config(self, config: EngineConfig) -> EngineConfig:
+        """`config` with the part of the memory that the pool got, where layers and pool had to share it."""
+        if self.offloaded is None or self.offloaded.kv_bytes is None or config.num_blocks is not None:
+            return config
+        return replace(config, kv_cache_bytes=self.offloaded.kv_bytes)
+
+    def forward_over(self, num_blocks: int, kv_dtype: torch.dtype | None = None) -> ModelForward:
+        """The model with a cache of so many blocks, in place of one that it had; of another type if asked."""
+        shapes = [layer.shape for layer in self.layers]
+        cache = PagedCache(self.compute.attention, shapes, num_blocks, kv_dtype or self.kv_dtype)
         for layer, paged in zip(self.layers, cache.layers, strict=True):
             attach(layer.module, paged)
         return ModelForward(self.model, cache)
@@ -87,6 +99,7 @@ class ServedModel:
             kv_block_bytes=block_bytes,
             load_s=load_s,
             num_ranks=size,
+            streamed_bytes=0 if self.offloaded is None else self.offloaded.streamed_bytes,
         )
 
 
@@ -98,22 +111,52 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     device = resolve_device(config.device, 0 if group is None else group.rank)
     checkpoint = open_checkpoint(Path(config.model))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    family = numerics_family(checkpoint, config.quantization)
+    family = numerics_family(checkpoint, config)
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
-    model, sharding = _load(checkpoint, config, dtype, device, group)
+    lane = open_lane(config, device)
+    stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
+    model, sharding = _load(checkpoint, config, dtype, device if lane is None else torch.device("cpu"), group)
+    stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    weight_bytes = _inject_weights(model, compute, config.quantization, on_progress)
+    offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
+    schemes = {} if config.quantization is None else choose_schemes(model, config.quantization)
+    with nullcontext() if offloader is None else giving_back_freed_memory():
+        weight_bytes = _inject_weights(model, compute, schemes, offloader, device, on_progress)
+    stages.quantized(model, schemes)
+    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
+    need = _pool_need(config, model, layers, max_model_len, kv_dtype)
+    offloaded = None if offloader is None else settle_layers(offloader, config, need, weight_bytes, device)
     if sharding is not None and group is not None:
         connect(model, sharding, group)
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
-    served = ServedModel(model, layers, compute, dtype, device, max_model_len, weight_bytes, sharding)
-    check_forward(served.forward_over(NUM_BLOCKS), expected)
+    stages.injected(model)
+    served = ServedModel(
+        model, layers, compute, dtype, kv_dtype, device, max_model_len, weight_bytes, sharding, offloaded
+    )
+    check_forward(served.forward_over(NUM_BLOCKS, dtype), expected)
+    stages.checked()
     return served
+
+
+def _pool_need(
+    config: EngineConfig,
+    model: PreTrainedModel,
+    layers: list[DiscoveredLayer],
+    max_model_len: int,
+    kv_dtype: torch.dtype,
+) -> PoolNeed:
+    text = model.config.get_text_config()
+    return PoolNeed(
+        block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, kv_dtype) for layer in layers),
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        activation_bytes=activation_bytes(config.max_num_batched_tokens, text.vocab_size, text.hidden_size),
+    )
 
 
 def _load(
@@ -129,15 +172,24 @@ def _load(
 
 
 def _inject_weights(
-    model: PreTrainedModel, compute: Compute, quantization: QuantizationConfig | None, on_progress: Progress
+    model: PreTrainedModel,
+    compute: Compute,
+    schemes: Schemes,
+    offloader: Offloader | None,
+    device: torch.device,
+    on_progress: Progress,
 ) -> int:
-    """Quantize the weights if asked to, and pack them where there are kernels. Returns the bytes that all take."""
-    schemes = {} if quantization is None else choose_schemes(model, quantization)
+    """Quantize the weights that `schemes` names, pack them where there are kernels, take layers out of memory.
+
+    Returns the bytes that all take.
+    """
     if compute.kernels is None:
         moved_bytes = quantize_weights(model, schemes)
+        if offloader is not None:
+            moved_bytes += offloader.take_parameters(model, device)
     else:
         torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-        moved_bytes = pack_weights(
-            model, compute.kernels, schemes, lambda done: on_progress("packing the weights", done)
-        )
+        on_packed = leave_packed if offloader is None else offloader.take_packed
+        report = partial(on_progress, "packing the weights")
+        moved_bytes = pack_weights(model, compute.kernels, schemes, report, on_packed)
     return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())

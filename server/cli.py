@@ -23,6 +23,7 @@ The OpenAI-compatible inference server for whatever hardware you have.
   distllm serve ./my-checkpoint      serve a Hugging Face checkpoint from a directory
   distllm serve org/name             the same from the hub
   distllm plan ./my-checkpoint       what fits in memory, before loading anything
+  distllm quantize org/name ./out    write a checkpoint with INT8 or INT4 weights
   distllm eval a --against b         perplexity, and how far two models' predictions are apart
   distllm chat                       talk to a running server in the terminal
   distllm complete "Once upon"       stream one completion from a running server
@@ -41,8 +42,18 @@ examples:
   distllm plan ./my-checkpoint                       the usual context lengths, in the memory that is free now
   distllm plan org/name --context 4096               how many requests of 4,096 tokens run at once
   distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
+  distllm plan ./my-checkpoint --kernels             what runs each module, and why nothing faster
 
 Exit status: 0 if the architecture can be served and fits, 1 if not. Weights and tokenizer are checked by serve.
+"""
+
+_QUANTIZE_EPILOG = """\
+examples:
+  distllm quantize ./my-checkpoint ./smaller --quantization int4
+  distllm quantize org/name ./smaller --quantization int8 --dynamic-activations
+
+The output is in compressed-tensors' format, which other servers read as well. Embeddings and output head stay as
+they are.
 """
 
 _EVAL_EPILOG = """\
@@ -104,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_serve(commands)
     _add_plan(commands)
+    _add_quantize(commands)
     _add_eval(commands)
     _add_chat(commands)
     _add_complete(commands)
@@ -134,7 +146,21 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument(
         "--context", type=int, metavar="TOKENS", help="count the requests that fit at this many tokens each"
     )
+    plan.add_argument("--kernels", action="store_true", help="print what runs each module, and why nothing faster")
     plan.set_defaults(run=_plan)
+
+
+def _add_quantize(commands: Any) -> None:
+    quantize = commands.add_parser(
+        "quantize",
+        help="write a quantized checkpoint",
+        description="Quantize a checkpoint once, tensor by tensor, into another that `distllm serve` starts from.",
+        epilog=_QUANTIZE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_settings(quantize, {"model": sections()["model"]})
+    quantize.add_argument("out", type=Path, metavar="OUT", help="directory to write, which must not exist")
+    quantize.set_defaults(run=_quantize)
 
 
 def _add_eval(commands: Any) -> None:
@@ -229,7 +255,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from distllm.server.memory_report import print_plan
 
-    return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context)
+    return print_plan(_settings(arguments, _PLAN_SECTIONS), arguments.context, arguments.kernels)
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from distllm.server.quantizing import quantize
+
+    return quantize(_settings(arguments, ("model",)), arguments.out)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

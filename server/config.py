@@ -141,6 +141,18 @@ class EngineSection(Section):
     kv_cache_memory: float | None = Field(
         None, gt=0, description="GiB for the KV cache; none: from measured free memory"
     )
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field(
+        "auto", description="type of the KV cache; int8 and fp8 halve it"
+    )
+    offload: Literal["none", "cpu", "disk"] = Field(
+        "none", description="where layers wait that do not fit on the device: host memory (with cuda) or a file"
+    )
+    offload_dir: Path | None = Field(None, description="folder on a disk for offloaded layers; none: /var/tmp")
+    weights_memory: float | None = Field(
+        None,
+        gt=0,
+        description="GiB on the device for weights when offloading; none: what is free beside the KV cache",
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="ranks that share the model; auto: one a CUDA device"
     )

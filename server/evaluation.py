@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
 from distllm.engine.embedded.held_out import held_out_texts
-from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, Refusal, run_evaluation
+from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, run_evaluation
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.server.config import InvalidSettings, Settings
 from distllm.server.launch import find_checkpoint, model_name, start_message
@@ -58,7 +59,7 @@ def report(result: Evaluation, name: str, against: str | None) -> list[str]:
 
 
 def _as_stored(config: EngineConfig, path: Path) -> EngineConfig:
-    return replace(config, model=str(path), quantization=None)
+    return replace(config, model=str(path), quantization=None, kv_cache_dtype="auto")
 
 
 def _texts(path: Path | None) -> list[str]:

@@ -72,11 +72,15 @@ def start_message(
             device=engine.device,
             dtype=settings.model.dtype,
             max_model_len=settings.model.max_model_len,
-            kv_cache_bytes=None if engine.kv_cache_memory is None else int(engine.kv_cache_memory * 2**30),
+            kv_cache_bytes=_gib_to_bytes(engine.kv_cache_memory),
             max_num_seqs=scheduler.max_num_seqs,
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             num_threads=engine.num_threads,
             attention_backend=engine.attention_backend,
+            kv_cache_dtype=engine.kv_cache_dtype,
+            offload=engine.offload,
+            offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
+            weights_bytes=_gib_to_bytes(engine.weights_memory),
             tensor_parallel_size=None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size,
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,
@@ -91,6 +95,10 @@ def start_message(
         ),
         log_level=settings.server.log_level,
     )
+
+
+def _gib_to_bytes(amount: float | None) -> int | None:
+    return None if amount is None else int(amount * 2**30)
 
 
 async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:

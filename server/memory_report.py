@@ -2,33 +2,55 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
+from distllm.engine.offload.forecast import OffloadForecast
+from distllm.engine.plan import MemoryPlan, examine_architecture, examine_kernels, memory_plan
 from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
 from distllm.server.launch import start_message
 
 _CONTEXT_LENGTHS = (512, 2048, 8192, 32768, 131072)
 
 
-def print_plan(settings: Settings, context_length: int | None) -> int:
-    """Print the plan. Returns the exit status: 0 if the model can be served so, 1 if not."""
+def print_plan(settings: Settings, context_length: int | None, with_kernels: bool = False) -> int:
+    """Print the plan, and what runs each module if asked for. Returns the exit status: 0 if it can be served."""
     if context_length is not None and context_length < 1:
         raise InvalidSettings(f"--context must be at least 1, not {context_length}")
     try:
         checkpoint = _inspect(settings)
-        architecture = examine_architecture(checkpoint)
-        plan = memory_plan(checkpoint, architecture, start_message(settings, checkpoint.path).engine)
+        config = start_message(settings, checkpoint.path).engine
+        plan = memory_plan(checkpoint, examine_architecture(checkpoint), config)
+        rows = examine_kernels(checkpoint, config) if with_kernels else []
     except (ModelNotFound, CheckpointError, ValueError) as error:
         sys.stderr.write(f"distllm: {error}\n")
         return 1
+    if with_kernels:
+        sys.stdout.write("\n".join(_kernel_lines(rows)) + "\n")
     verdict = f"does not fit: {plan.refusal}" if plan.refusal else f"fits: start it with `{_command(settings)}`"
     sys.stdout.write("\n".join([*report(plan, context_length), verdict]) + "\n")
     return 1 if plan.refusal else 0
+
+
+def _kernel_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table: modules, their class, what runs them, and why not something faster."""
+    head = ("module", "class", "runs on", "why not faster")
+    cells = [
+        (
+            f"{row['modules']} x{row['count']}" if row["count"] > 1 else row["modules"],
+            row["kind"],
+            row["runs_on"],
+            row["reason"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in [head, *cells]]
 
 
 def _inspect(settings: Settings) -> Checkpoint:
@@ -39,8 +61,17 @@ def _inspect(settings: Settings) -> Checkpoint:
 
 
 def _command(settings: Settings) -> str:
+    """How to serve what was planned; the flags of offloading decide whether it fits, so they are said again."""
+    engine = settings.engine
     model = settings.model
-    return shlex.join(["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)])
+    words = ["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)]
+    if engine.offload != "none":
+        words += ["--offload", engine.offload]
+    if engine.offload_dir is not None:
+        words += ["--offload-dir", str(engine.offload_dir)]
+    if engine.weights_memory is not None:
+        words += ["--weights-memory", f"{engine.weights_memory:g}"]
+    return shlex.join(words)
 
 
 def _quantization_flags(model: ModelSection) -> list[str]:
@@ -63,11 +94,26 @@ def report(plan: MemoryPlan, context_length: int | None) -> list[str]:
         f"{plan.path}: {plan.model_type}, {plan.num_parameters / 1e6:,.1f} M parameters",
         f"  weights    {byte_size(plan.weight_bytes)} in {_weight_type(plan)} on {plan.device}, "
         f"of {byte_size(plan.free_bytes)} free",
+        *([] if plan.offload is None else [_offload_line(plan.offload)]),
         f"  KV cache   {byte_size(pool_bytes)}: {plan.num_blocks:,} blocks of {BLOCK_SIZE} tokens, "
         f"{plan.kv_token_bytes:,} bytes a token",
         f"  context    {plan.max_model_len:,} tokens a request at most",
         *(_requests_line(plan, length) for length in _lengths(plan, context_length)),
     ]
+
+
+def _offload_line(offload: OffloadForecast) -> str:
+    residency = offload.division.residency
+    num_streamed = len(residency.streamed)
+    if not num_streamed:
+        return f"  offload    all {offload.num_layers} layers stay in memory"
+    line = (
+        f"  offload    {offload.num_layers - num_streamed} of {offload.num_layers} layers stay in memory, "
+        f"{num_streamed} stream from {offload.origin}: {byte_size(residency.streamed_bytes)} a step"
+    )
+    if offload.step_s is None or offload.bytes_per_s is None:
+        return line
+    return f"{line}, which takes {offload.step_s:.2g} s at least at {offload.bytes_per_s / 1e9:.2f} GB/s"
 
 
 def _weight_type(plan: MemoryPlan) -> str:

@@ -8,8 +8,19 @@ from torch import Tensor
 
 from distllm.engine.interface import BLOCK_SIZE
 
-LayerKV = NewType("LayerKV", tuple[Tensor, Tensor])
-"""Keys and values of one layer. The first dimension of both is the block; the rest is the backend's own."""
+LayerKV = NewType("LayerKV", tuple[Tensor, ...])
+"""Keys and values of one layer, and their scales where they are quantized.
+
+The first dimension of all is the block; the rest is the backend's own.
+"""
+
+QUANTIZED_KV = (torch.int8, torch.float8_e4m3fn)
+"""Types of a cache that keeps a scale (float32) for the keys and one for the values of each token and head."""
+
+
+def indexable(stored: Tensor) -> Tensor:
+    """The same memory in a type that every device can index: bytes of a float8."""
+    return stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class AttentionBackend(Protocol):
     def allocate(
         self, num_blocks: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
     ) -> LayerKV:
-        """Room for one layer's KV, filled with zeros."""
+        """Room for one layer's KV of a floating type or one of QUANTIZED_KV, filled with zeros."""
 
     def write(self, layer_kv: LayerKV, keys: Tensor, values: Tensor, batch: AttentionBatch) -> None:
         """Store keys [num_tokens, num_kv_heads, key_dim] and values [.., value_dim] at the batch's slots."""

@@ -28,9 +28,11 @@ class PagedCpuAttention:
 
     def attend(self, query: Tensor, layer_kv: LayerKV, batch: AttentionBatch, call: AttentionCall) -> Tensor:
         _check_block_size(batch)
+        keys, values, *scales = layer_kv
         return self._kernels.paged_attention(
             query,
-            *layer_kv,
+            keys,
+            values,
             batch.query_starts,
             batch.num_computed,
             batch.block_tables,
@@ -38,6 +40,7 @@ class PagedCpuAttention:
             sliding_window=call.sliding_window,
             softcap=call.softcap,
             sinks=call.sinks,
+            kv_scales=tuple(scales),
         )
 
 

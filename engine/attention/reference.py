@@ -7,7 +7,7 @@ sum a row in another order when the number of rows changes.
 import torch
 from torch import Tensor
 
-from distllm.engine.attention.interface import AttentionBatch, AttentionCall, LayerKV
+from distllm.engine.attention.interface import QUANTIZED_KV, AttentionBatch, AttentionCall, LayerKV, indexable
 from distllm.engine.interface import BLOCK_SIZE
 
 
@@ -27,11 +27,18 @@ class ReferenceAttention:
             torch.zeros(num_blocks, BLOCK_SIZE, num_kv_heads, dim, dtype=dtype, device=self._device)
             for dim in (key_dim, value_dim)
         )
-        return LayerKV((keys, values))
+        if dtype not in QUANTIZED_KV:
+            return LayerKV((keys, values))
+        scales = (torch.zeros(num_blocks, BLOCK_SIZE, num_kv_heads, device=self._device) for _ in range(2))
+        return LayerKV((keys, values, *scales))
 
     def write(self, layer_kv: LayerKV, keys: Tensor, values: Tensor, batch: AttentionBatch) -> None:
-        for stored, new in zip(layer_kv, (keys, values), strict=True):
-            stored.flatten(0, 1).index_copy_(0, batch.slot_mapping, new.to(stored.dtype))
+        new: tuple[Tensor, ...] = (keys, values)
+        if layer_kv[0].dtype in QUANTIZED_KV:
+            (keys, key_scales), (values, value_scales) = (_encode(rows, layer_kv[0].dtype) for rows in new)
+            new = (keys, values, key_scales, value_scales)
+        for stored, rows in zip(layer_kv, new, strict=True):
+            indexable(stored).flatten(0, 1)[batch.slot_mapping] = indexable(rows.to(stored.dtype))
 
     def attend(self, query: Tensor, layer_kv: LayerKV, batch: AttentionBatch, call: AttentionCall) -> Tensor:
         value_dim = layer_kv[1].shape[-1]
@@ -41,9 +48,22 @@ class ReferenceAttention:
             rows = slice(starts[index], starts[index + 1])
             num_tokens = num_computed + rows.stop - rows.start
             blocks = batch.block_tables[index, : -(-num_tokens // BLOCK_SIZE)]
-            keys, values = (stored[blocks].flatten(0, 1)[:num_tokens] for stored in layer_kv)
+            keys, values, *scales = (
+                indexable(stored)[blocks].view(stored.dtype).flatten(0, 1)[:num_tokens] for stored in layer_kv
+            )
+            if scales:
+                keys, values = keys.float() * scales[0][..., None], values.float() * scales[1][..., None]
             output[rows] = _attend_sequence(query[rows], keys, values, num_computed, call)
         return output
+
+
+def _encode(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """rows [num_tokens, heads, dim] as codes of the same shape and scales [num_tokens, heads]."""
+    most = 127.0 if dtype == torch.int8 else 448.0
+    largest = rows.float().abs().amax(-1)
+    inverse = torch.where(largest > 1e-30, rows.new_tensor(most, dtype=torch.float32) / largest, 0.0)
+    scaled = rows.float() * inverse.unsqueeze(-1)
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), largest / most
 
 
 def _attend_sequence(query: Tensor, keys: Tensor, values: Tensor, num_computed: int, call: AttentionCall) -> Tensor:

@@ -1,7 +1,7 @@
 """Which rank waits for which: a counter a rank in shared memory, from which a rank that hangs is told.
 
 A counter is odd while its rank waits for the others, and grows by two with each wait. All ranks wait equally often,
-so one that is behind while another waits is the one that is waited for.
+so one that is behind while another waits is the one that is waited for. All of them wait for no more than a moment.
 """
 
 import os
@@ -53,12 +53,14 @@ class Arrivals:
         return tuple(int(count) for count in self._counters)
 
 
+def is_waited(counts: tuple[int, ...]) -> bool:
+    """Whether any rank waits for others."""
+    return max(counts) % 2 == 1
+
+
 def laggards(counts: tuple[int, ...]) -> list[int]:
     """The ranks that one which waits is waiting for; none where nobody waits."""
-    furthest = max(counts)
-    if furthest % 2 == 0:
-        return []
-    return [rank for rank, count in enumerate(counts) if count < furthest]
+    return [rank for rank, count in enumerate(counts) if is_waited(counts) and count < max(counts)]
 
 
 class Stillness:

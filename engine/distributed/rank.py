@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import msgspec
-
 from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.arrivals import Arrivals, Stillness, laggards
 from distllm.engine.distributed.cores import bind
@@ -67,8 +65,7 @@ def _run(start: dict[str, Any], descriptors: Descriptors, control: Connection) -
     from distllm.engine.distributed.step_frame import StepFrame
     from distllm.engine.served_model import prepare_model
 
-    config = msgspec.convert(start["config"], EngineConfig)
-    membership = Membership(**start["membership"])
+    config, membership = EngineConfig.of(start["config"]), Membership(**start["membership"])
     arrivals = Arrivals(descriptors.arrivals, membership.rank, membership.size)
     group = DeepSpeedGroup(membership, arrivals)
     served = prepare_model(config, lambda *_: None, group)

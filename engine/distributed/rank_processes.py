@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distllm.engine.distributed.arrivals import Arrivals, Stillness, laggards
+from distllm.engine.distributed.arrivals import Arrivals, Stillness, is_waited, laggards
 from distllm.engine.distributed.meeting_point import MeetingPoint
 from distllm.engine.distributed.rank import STALL_CHECK_S, Descriptors
 from distllm.engine.distributed.shared_bytes import create_descriptor
@@ -99,9 +99,10 @@ class RankProcesses:
         """Which rank hangs; None where none does, or where ranks may take different times."""
         snapshot = self.arrivals.snapshot()
         is_still = counts.seconds(snapshot) >= self._timeout_s
-        if not (is_still and self._expects_progress.is_set() and laggards(snapshot)):
+        if not (is_still and self._expects_progress.is_set() and is_waited(snapshot)):
             return None
-        return f"rank {laggards(snapshot)[0]} keeps the others waiting for {self._timeout_s:g} s; it hangs"
+        name = f"rank {laggards(snapshot)[0]}" if laggards(snapshot) else "one of the ranks"
+        return f"{name} keeps the others waiting for {self._timeout_s:g} s; it hangs"
 
 
 class _Rank:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from distllm.engine.attention.interface import AttentionBackend, AttentionBatch, AttentionCall, LayerKV
+from distllm.engine.attention.interface import (
+    QUANTIZED_KV,
+    AttentionBackend,
+    AttentionBatch,
+    AttentionCall,
+    LayerKV,
+    indexable,
+)
 
 ATTENTION_NAME = "distllm_paged"
 CHECKED_NAME = "distllm_paged_checked"
@@ -42,7 +49,9 @@ class LayerShape:
     value_dim: int
 
     def num_bytes(self, num_tokens: int, dtype: torch.dtype) -> int:
-        return num_tokens * self.num_kv_heads * (self.key_dim + self.value_dim) * dtype.itemsize
+        scale_bytes = 2 * torch.float32.itemsize if dtype in QUANTIZED_KV else 0
+        head_bytes = (self.key_dim + self.value_dim) * dtype.itemsize + scale_bytes
+        return num_tokens * self.num_kv_heads * head_bytes
 
 
 class PagedCache:
@@ -72,7 +81,7 @@ class PagedCache:
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
         """Copy the KV of blocks `sources` [n] to `destinations` [n] in every layer."""
         for layer in self.layers:
-            for stored in layer.kv:
+            for stored in map(indexable, layer.kv):
                 stored[destinations] = stored[sources]
 
 

@@ -11,11 +11,11 @@ from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.policies import (
     GATE_UP,
     GATED_ACTIVATIONS,
-    GATED_MLP,
     QKV,
     RMS_NORM,
-    ROTARY_ATTENTION,
     is_activation,
+    why_not_fused_attention,
+    why_not_fused_mlp,
 )
 from distllm.engine.injection.probe import DiscoveredLayer
 from distllm.engine.kernels.ops import CpuKernels
@@ -42,18 +42,15 @@ def _fused_norm(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
 
 
 def _fused_mlp(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
-    if type(module).__name__ not in GATED_MLP or not _are_packed_together(module, GATE_UP):
+    if why_not_fused_mlp(module) is not None or not _are_packed_together(module, GATE_UP):
         return None
-    kernel = GATED_ACTIVATIONS.get(type(module.act_fn).__name__)
-    if kernel is None:
-        return None
-    gate: Callable[[Tensor], Tensor] = getattr(kernels, kernel)
+    gate: Callable[[Tensor], Tensor] = getattr(kernels, GATED_ACTIVATIONS[type(module.act_fn).__name__])
     return FusedGatedMLP(module, gate)
 
 
 def _fuse_attention(model: nn.Module, name: str, layer: DiscoveredLayer, kernels: CpuKernels) -> DiscoveredLayer:
-    is_fusible = type(layer.module).__name__ in ROTARY_ATTENTION and _are_packed_together(layer.module, QKV)
-    if not is_fusible or layer.shape.key_dim != layer.shape.value_dim:
+    reason = why_not_fused_attention(layer.module, layer.shape.key_dim == layer.shape.value_dim)
+    if reason is not None or not _are_packed_together(layer.module, QKV):
         return layer
     fused = FusedAttention(layer.module, layer.shape, layer.call, kernels)
     model.set_submodule(name, fused)

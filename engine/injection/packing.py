@@ -21,17 +21,30 @@ from distllm.engine.quantization.quantizer import quantize
 from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
 from distllm.engine.quantization.weight import QuantizedWeight
 
+OnPacked = Callable[[Sequence[nn.Module], Panels], None]
+"""Called with each packed weight and the modules that use it, in the order of the model's modules."""
+
+
+def leave_packed(users: Sequence[nn.Module], panels: Panels) -> None:
+    """The OnPacked of weights that stay where they are."""
+
 
 def pack_weights(
-    model: PreTrainedModel, kernels: CpuKernels, schemes: Schemes, on_progress: Callable[[float], None]
+    model: PreTrainedModel,
+    kernels: CpuKernels,
+    schemes: Schemes,
+    on_progress: Callable[[float], None],
+    on_packed: OnPacked = leave_packed,
 ) -> int:
     """Pack every weight that is multiplied with, quantized as `schemes` says; returns the bytes of the packed ones.
+
+    `on_packed` may move a weight's panels elsewhere before the next one is packed.
 
     Tied weights stay tied: an embedding that shares the output head's weight reads its rows from the panels. What
     stays dense is copied, so that nothing refers to the checkpoint's mapped files any more.
     """
     register_experts()
-    packer = _WeightPacker(model, kernels, schemes, on_progress)
+    packer = _WeightPacker(model, kernels, schemes, on_progress, on_packed)
     packer.pack()
     _copy_parameters(model)
     if any(has_experts(module) for module in model.modules()):
@@ -43,12 +56,18 @@ class _WeightPacker:
     """Lets go of each dense weight as soon as it is packed."""
 
     def __init__(
-        self, model: nn.Module, kernels: CpuKernels, schemes: Schemes, on_progress: Callable[[float], None]
+        self,
+        model: nn.Module,
+        kernels: CpuKernels,
+        schemes: Schemes,
+        on_progress: Callable[[float], None],
+        on_packed: OnPacked,
     ) -> None:
         self._model = model
         self._kernels = kernels
         self._schemes = schemes
         self._on_progress = on_progress
+        self._on_packed = on_packed
         self._users = _modules_by_weight(model)
         self._num_bytes = sum(map(_dense_bytes, weights_of(model)))
         self._done_bytes = 0
@@ -58,13 +77,12 @@ class _WeightPacker:
     def pack(self) -> None:
         for module in self._model.modules():
             self._pack_together(projections_to_fuse(module))
-        for module in self._model.modules():
             if isinstance(module, Conv1D):
                 self._pack(module, is_transposed=True)
             elif type(module) is nn.Linear or is_router(module):
                 self._pack(module)
             elif has_experts(module):
-                pack_experts(module, partial(self._pack_expert, self._schemes.get(module)))
+                pack_experts(module, partial(self._pack_expert, module))
         for module in self._schemes:
             if isinstance(module, nn.Embedding):
                 self._pack(module)
@@ -78,11 +96,13 @@ class _WeightPacker:
         panels = self._panels(weights, self._schemes.get(layers[0]))
         if panels is None:
             return
+        users: list[nn.Module] = []
         start = 0
         for layer in layers:
             stop = start + layer.out_features
-            self._replace(layer, PackedWeight(self._kernels, panels, slice(start, stop)))
+            users += self._replace(layer, PackedWeight(self._kernels, panels, slice(start, stop)))
             start = stop
+        self._on_packed(users, panels)
 
     def _pack(self, module: nn.Module, *, is_transposed: bool = False) -> None:
         weight = weight_of(module)
@@ -91,11 +111,13 @@ class _WeightPacker:
         rows = weight.T if is_transposed and isinstance(weight, Tensor) else weight
         panels = self._panels([rows], self._schemes.get(module))
         assert panels is not None
-        self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
+        users = self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
+        self._on_packed(users, panels)
 
-    def _pack_expert(self, scheme: WeightScheme | None, weight: Weight) -> PackedWeight:
-        panels = self._panels([weight], scheme)
+    def _pack_expert(self, experts: nn.Module, weight: Weight) -> PackedWeight:
+        panels = self._panels([weight], self._schemes.get(experts))
         assert panels is not None
+        self._on_packed([experts], panels)
         return PackedWeight(self._kernels, panels)
 
     def _panels(self, weights: Sequence[Weight], scheme: WeightScheme | None) -> Panels | None:
@@ -115,11 +137,13 @@ class _WeightPacker:
         self._on_progress(self._done_bytes / self._num_bytes)
         return panels
 
-    def _replace(self, module: nn.Module, packed: PackedWeight) -> None:
-        """Give `packed` to every module that uses this module's weight."""
-        for user in self._users[id(weight_of(module))]:
+    def _replace(self, module: nn.Module, packed: PackedWeight) -> list[nn.Module]:
+        """Give `packed` to every module that uses this module's weight; returns them."""
+        users = self._users[id(weight_of(module))]
+        for user in users:
             user._parameters.pop("weight", None)
             user.weight = packed  # type: ignore[assignment]
+        return users
 
 
 def _quantized(weight: Weight, scheme: WeightScheme | None) -> QuantizedTensor:

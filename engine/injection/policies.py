@@ -97,6 +97,28 @@ def projections_to_fuse(module: nn.Module) -> list[nn.Linear]:
     return layers if is_fusible else []
 
 
+def why_not_fused_attention(module: nn.Module, has_equal_dims: bool) -> str | None:
+    """Why an attention module keeps transformers' forward; None where one fused module takes its place.
+
+    `has_equal_dims` says whether its keys are as long as its values.
+    """
+    name = type(module).__name__
+    if name not in ROTARY_ATTENTION:
+        return f"no policy for {name}"
+    return None if projections_to_fuse(module) and has_equal_dims else "its projections cannot be one product"
+
+
+def why_not_fused_mlp(module: nn.Module) -> str | None:
+    """Why an MLP keeps transformers' forward; None where one fused module takes its place."""
+    name = type(module).__name__
+    if name not in GATED_MLP:
+        return f"no policy for {name}"
+    activation = type(module.act_fn).__name__
+    if activation not in GATED_ACTIVATIONS:
+        return f"no kernel for {activation}"
+    return None if projections_to_fuse(module) else "its projections cannot be one product"
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether `module` is an elementwise function without parameters."""
     kind = type(module)

@@ -91,7 +91,7 @@ def attach_stored_weights(
             f"{checkpoint.path} is called quantized ({quantization.method}) and has no such weights"
         )
     places: dict[str, dict[tuple[int, int], str]] = defaultdict(dict)
-    find_place = _PlaceFinder(model)
+    find_place = PlaceFinder(model)
     for layer in layers:
         parameter, place = find_place(layer)
         places[parameter][place] = layer
@@ -116,7 +116,7 @@ def quantized_layers(
     return layers
 
 
-class _PlaceFinder:
+class PlaceFinder:
     """Knows what transformers renames and merges while it loads a model."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -8,6 +8,9 @@ from distllm.engine.interface import BLOCK_SIZE
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 """The types that the kernels take, as bf16.h numbers them."""
 
+KV_CODES = {torch.float32: 0, torch.bfloat16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
+"""The types of a KV cache, as kv_codes.h numbers those that have scales; 0: none."""
+
 
 def describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
@@ -61,7 +64,8 @@ def check_parts(parts: list[Tensor]) -> tuple[torch.dtype, int]:
 
 def check_caches(keys: Tensor, values: Tensor, key_dim: int) -> None:
     for name, cache in (("key_cache", keys), ("value_cache", values)):
-        check_dtype(name, cache)
+        if cache.dtype not in KV_CODES or cache.device.type != "cpu":
+            raise ValueError(f"{name}: expected a KV cache on the CPU, got {cache.dtype} on {cache.device}")
         if cache.dim() != 4 or cache.shape[3] != BLOCK_SIZE or not cache.is_contiguous():
             raise ValueError(
                 f"{name}: expected contiguous [blocks, heads, dim, {BLOCK_SIZE}], got {describe(cache)}"
@@ -70,6 +74,15 @@ def check_caches(keys: Tensor, values: Tensor, key_dim: int) -> None:
         raise ValueError(f"value_cache: {describe(values)} does not go with key_cache: {describe(keys)}")
     if keys.shape[2] != key_dim + key_dim % 2:
         raise ValueError(f"key_cache: {describe(keys)} does not hold keys of {key_dim} dimensions")
+
+
+def check_scales(scales: "tuple[Tensor, ...]", cache: Tensor) -> None:
+    """Of keys and values where the cache holds codes; none where it does not."""
+    if len(scales) != (2 if KV_CODES[cache.dtype] else 0):
+        raise ValueError(f"scales: a cache of {cache.dtype} does not go with {len(scales)} tensors of scales")
+    for each in scales:
+        if each.dtype != torch.float32 or each.shape != (*cache.shape[:2], BLOCK_SIZE) or not each.is_contiguous():
+            raise ValueError(f"scales: {describe(each)} does not go with the cache: {describe(cache)}")
 
 
 def as_sinks(sinks: Tensor, num_heads: int) -> Tensor:

@@ -115,13 +115,22 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         _INT,
         [_POINTER, *[_POINTER, _STRIDE, _STRIDE] * 2, _INT, _POINTER, _POINTER, _INT, _POINTER, *[_INT] * 4],
     ),
+    # the same, with codes and their scales in place of the caches' dtype
+    "write_kv_codes": (
+        _INT,
+        [
+            *[_POINTER, *[_POINTER, _STRIDE, _STRIDE] * 2, _INT, _POINTER, _POINTER],
+            *[_INT, _POINTER, _POINTER, _POINTER, *[_INT] * 4],
+        ],
+    ),
     # pool, kind, query and strides, dtype, caches, out and strides, starts, computed, tables, stride, sequences,
-    # heads, kv heads, key dim, value dim, scale, softcap, window, sinks
+    # heads, kv heads, key dim, value dim, scale, softcap, window, sinks, codes, their scales
     "attend": (
         _INT,
         [
             *[_POINTER, _INT, _POINTER, _STRIDE, _STRIDE, _INT, _POINTER, _POINTER, _POINTER, _STRIDE, _STRIDE],
             *[_POINTER, _POINTER, _POINTER, _STRIDE, *[_INT] * 5, c_float, c_float, _INT, _POINTER],
+            *[_INT, _POINTER, _POINTER],
         ],
     ),
     # pool, x and strides, dtype, weight, dtype, Gemma's way, eps, out, rows, heads, width

@@ -20,6 +20,7 @@ from torch import Tensor
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.kernels.checks import (
     DTYPE_CODES,
+    KV_CODES,
     as_sinks,
     check_batch,
     check_bias,
@@ -30,6 +31,7 @@ from distllm.engine.kernels.checks import (
     check_output,
     check_parts,
     check_rows,
+    check_scales,
     describe,
 )
 from distllm.engine.kernels.library import KernelLibrary, KernelsUnavailable, load_library
@@ -152,19 +154,29 @@ class CpuKernels:
 
     def allocate_kv(
         self, num_blocks: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension."""
-        if dtype not in DTYPE_CODES:
-            raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype}")
+    ) -> tuple[Tensor, ...]:
+        """Zeroed caches of keys and values for write_kv and paged_attention; blocks are the first dimension.
+
+        Of int8 and float8_e4m3fn, the scales of keys and values [blocks, heads, 16] follow.
+        """
+        if dtype not in KV_CODES:
+            raise ValueError(f"dtype: expected float32, bfloat16, int8 or float8_e4m3fn, got {dtype}")
         keys = self._zeros(num_blocks, num_kv_heads, key_dim + key_dim % 2, BLOCK_SIZE, dtype=dtype)
         values = self._zeros(num_blocks, num_kv_heads, value_dim, BLOCK_SIZE, dtype=dtype)
-        return keys, values
+        if not KV_CODES[dtype]:
+            return keys, values
+        scales = [self._zeros(num_blocks, num_kv_heads, BLOCK_SIZE, dtype=torch.float32) for _ in range(2)]
+        return keys, values, *scales
 
-    def write_kv(self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    def write_kv(
+        self, keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, *scales_and_slots: Tensor
+    ) -> None:
         """Stores keys [T, heads, key_dim] and values [T, heads, value_dim] at slots [T] (int64).
 
-        A slot is block * 16 + offset. No two rows may share one.
+        The slots come last, after the scales of a cache that has them. A slot is block * 16 + offset. No two rows
+        may share one.
         """
+        *scales, slots = scales_and_slots
         check_heads("keys", keys)
         check_heads("values", values)
         check_caches(key_cache, value_cache, keys.shape[2])
@@ -177,11 +189,14 @@ class CpuKernels:
         bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, key_cache.shape[0])
         if bad >= 0:
             raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {key_cache.shape[0]} blocks")
+        check_scales(tuple(scales), key_cache)
+        codes = KV_CODES[key_cache.dtype]
         self.call(
-            "write_kv",
+            "write_kv_codes" if codes else "write_kv",
             *(keys.data_ptr(), keys.stride(0), keys.stride(1)),
             *(values.data_ptr(), values.stride(0), values.stride(1), DTYPE_CODES[keys.dtype]),
-            *(key_cache.data_ptr(), value_cache.data_ptr(), DTYPE_CODES[key_cache.dtype], slots.data_ptr()),
+            *(key_cache.data_ptr(), value_cache.data_ptr(), codes or DTYPE_CODES[key_cache.dtype]),
+            *(*(each.data_ptr() for each in scales), slots.data_ptr()),
             *(num_rows, num_heads, keys.shape[2], value_dim),
         )
 
@@ -198,13 +213,15 @@ class CpuKernels:
         sliding_window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        kv_scales: tuple[Tensor, ...] = (),
         out: Tensor | None = None,
     ) -> Tensor:
         """query [T, heads, key_dim] over the sequences' blocks: [T, heads, value_dim] of query's dtype.
 
         Rows of sequence s are query_starts[s] .. query_starts[s + 1], the first at position num_computed[s]; row i
         sees positions 0 .. num_computed[s] + i, of which the last `sliding_window`. All three tensors are int32,
-        block_tables [sequences, most blocks]. Rows of no sequence are left as they are.
+        block_tables [sequences, most blocks]. Rows of no sequence are left as they are. `kv_scales` are those of
+        keys and values, of a cache that has them.
         """
         check_heads("query", query)
         check_caches(key_cache, value_cache, query.shape[2])
@@ -223,6 +240,7 @@ class CpuKernels:
         num_sequences = check_batch(query_starts, num_computed, block_tables)
         self._check_blocks(query_starts, num_computed, block_tables, num_rows, num_blocks)
         sinks = None if sinks is None else as_sinks(sinks, num_heads)
+        check_scales(kv_scales, key_cache)
         self.call(
             "attend",
             *(self._attention_kind(query, key_cache), query.data_ptr(), query.stride(0), query.stride(1)),
@@ -230,7 +248,8 @@ class CpuKernels:
             *(out.data_ptr(), out.stride(0), out.stride(1), query_starts.data_ptr(), num_computed.data_ptr()),
             *(block_tables.data_ptr(), block_tables.stride(0), num_sequences, num_heads, num_kv_heads),
             *(key_dim, value_dim, scale, softcap or 0.0, sliding_window or 0),
-            None if sinks is None else sinks.data_ptr(),
+            *(None if sinks is None else sinks.data_ptr(), KV_CODES[key_cache.dtype]),
+            *([each.data_ptr() for each in kv_scales] or (None, None)),
         )
         return out
 

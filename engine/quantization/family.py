@@ -1,6 +1,7 @@
 """How the weights of an engine are quantized, by the checkpoint or while they load. Importable without torch."""
 
 from distllm.engine.checkpoint import Checkpoint
+from distllm.engine.config import EngineConfig
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
 
 
@@ -20,7 +21,8 @@ def quantization_name(checkpoint: Checkpoint, config: QuantizationConfig | None)
     return None if config is None else config.name
 
 
-def numerics_family(checkpoint: Checkpoint, config: QuantizationConfig | None) -> str:
+def numerics_family(checkpoint: Checkpoint, config: EngineConfig) -> str:
     """What is added to the name of an engine's numerics. Raises as quantization_name does."""
-    name = quantization_name(checkpoint, config)
-    return "" if name is None else f"-{name}"
+    weights = quantization_name(checkpoint, config.quantization)
+    kv = None if config.kv_cache_dtype == "auto" else f"kv{config.kv_cache_dtype}"
+    return "".join(f"-{name}" for name in (weights, kv) if name is not None)

@@ -3,6 +3,9 @@
 _MLP_NAMES = frozenset(
     {"mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_expert", "shared_experts", "experts", "fc1", "fc2"}
 )
+MLP_PATTERN = rf".*\.({'|'.join(sorted(_MLP_NAMES))})\..*"
+"""A regular expression of the names of modules within MLPs."""
+
 _ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
 
 

@@ -180,6 +180,7 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
         backend: str = "auto",
         device: str = "cpu",
         quantization: QuantizationConfig | None = None,
+        kv_cache_dtype: str = "auto",
     ) -> Served:
         path = checkpoint(name)
         config = EngineConfig(
@@ -191,6 +192,7 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
             num_blocks=NUM_BLOCKS,
             num_threads=2,
             quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
         )
         return Served(path, build_executor(config, lambda _activity, _fraction: None))
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.embedded.held_out import held_out_texts
 from distllm.engine.evaluation import score
-from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, Refusal, run_evaluation
+from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, run_evaluation
 from distllm.engine.quantization.config import QuantizationConfig
 
 

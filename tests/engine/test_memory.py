@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distllm.engine.memory import cgroup_headrooms, measure_free_host_bytes
+from distllm.engine.memory import VERSION_1, cgroup_headrooms, measure_free_host_bytes
 
 
 def write_group(directory: Path, limit: str, usage: int, cached: int = 0) -> None:
@@ -29,6 +29,15 @@ def test_every_limit_on_the_way_to_the_root_counts(tmp_path: Path) -> None:
 def test_page_cache_can_be_given_back(tmp_path: Path) -> None:
     write_group(tmp_path, "1000", 900, cached=400)
     assert cgroup_headrooms(tmp_path, "") == [501]
+
+
+def test_limits_of_the_older_interface_count_alike(tmp_path: Path) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text("1000\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("900\n")
+    (tmp_path / "memory.stat").write_text(
+        "cache 500\ninactive_file 7\ntotal_inactive_file 40\ntotal_active_file 2\n"
+    )
+    assert cgroup_headrooms(tmp_path, "", VERSION_1) == [142]
 
 
 @pytest.mark.parametrize("own", ["", "gone/group"])

@@ -49,6 +49,17 @@ def test_quantized_weights_are_counted_as_the_engine_keeps_them(
     assert plan.quantization == config.name
 
 
+@pytest.mark.parametrize("kind", ["llama", "llama-odd", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_quantized_kv_cache_is_counted_with_its_scales(
+    checkpoint: Callable[[str], Path], serve: Callable[..., Any], kind: str, name: str
+) -> None:
+    plan = plan_of(checkpoint(kind), kv_cache_dtype=name)
+    info = serve(kind, kv_cache_dtype=name).executor.info
+    assert plan.kv_block_bytes == info.kv_block_bytes
+    assert plan.kv_block_bytes < plan_of(checkpoint(kind), dtype="float32").kv_block_bytes / 2
+
+
 def test_requests_are_counted_in_whole_blocks(checkpoint: Callable[[str], Path]) -> None:
     plan = plan_of(checkpoint("llama"), num_blocks=10)
     assert [plan.max_requests(length) for length in (1, 16, 17, 80, 160, 161)] == [10, 10, 5, 2, 1, 0]
@@ -67,6 +78,37 @@ def test_the_pool_is_the_engines(checkpoint: Callable[[str], Path], free_bytes: 
     plan = plan_of(path, free_bytes, max_num_batched_tokens=16)
     budget = int((free_bytes - plan.weight_bytes) * 0.8) - 2 * 16 * 16 * 64 * 4
     assert plan.num_blocks == min(budget // plan.kv_block_bytes, 64 * 8)
+
+
+def test_what_streams_and_what_that_costs_is_told_with_the_disks_rate(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distllm.engine.offload.forecast.measure_disk_rate", lambda directory, num_bytes: 1e6)
+    path = checkpoint("qwen3")
+    weight_bytes = plan_of(path).weight_bytes
+    limit = int(weight_bytes * 0.95)
+    plan = plan_of(path, offload="disk", offload_dir=str(tmp_path), weights_bytes=limit)
+    assert plan.refusal is None
+    assert plan.offload is not None
+    residency = plan.offload.division.residency
+    assert (plan.offload.num_layers, residency.streamed, plan.offload.origin) == (3, (0, 1, 2), str(tmp_path))
+    assert plan.offload.step_s == residency.streamed_bytes / 1e6
+    config = EngineConfig(model=str(path), device="cpu", offload="disk", weights_bytes=limit, num_blocks=16)
+    executor = build_executor(config, lambda _activity, _fraction: None)
+    assert residency.streamed_bytes == pytest.approx(executor.info.streamed_bytes, rel=0.1)
+    executor.close()
+
+
+def test_a_plan_without_room_for_the_buffers_says_so(checkpoint: Callable[[str], Path]) -> None:
+    plan = plan_of(checkpoint("qwen3"), offload="disk", weights_bytes=1000)
+    assert plan.refusal is not None
+    assert plan.refusal.endswith("raise --weights-memory")
+    assert plan.num_blocks == 0
+
+
+def test_a_plan_refuses_host_memory_for_a_cpu(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="use --offload disk"):
+        plan_of(checkpoint("qwen3"), offload="cpu")
 
 
 def test_what_an_engine_would_say_is_the_refusal(checkpoint: Callable[[str], Path]) -> None:

@@ -13,7 +13,7 @@ from distllm.engine.batch import build_step_tensors
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
-from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
+from distllm.engine.interface import BlockCopy, BlockId, SequenceChunk, SequenceId
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
 
 INT8 = QuantizationConfig.named("int8")
@@ -74,11 +74,47 @@ def test_quantized_logits_are_near_those_of_the_dense_model(
     assert 1e-4 < difference < most
 
 
+KV_CASES = [
+    (kind, name) for kind in ("llama", "llama-odd", "gemma2", "gpt2", "gpt_oss") for name in ("int8", "fp8")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), KV_CASES)
+def test_a_quantized_kv_cache_gives_the_logits_of_plain_torch(serve: Serve, kind: str, name: str) -> None:
+    expected = compute(serve(kind, backend="reference", kv_cache_dtype=name).executor, [20, 25])
+    logits = compute(serve(kind, kv_cache_dtype=name).executor, [20, 25])
+    assert (logits - expected).norm() / expected.norm() < 0.01  # a code more or less, where a rounding ties
+    exact = compute(serve(kind).executor, [20, 25])
+    assert (logits - exact).norm() / exact.norm() > 1e-4, "the cache is quantized"
+
+
+@pytest.mark.parametrize(("kind", "name"), KV_CASES)
+def test_bits_over_a_quantized_kv_cache_do_not_depend_on_chunks_or_blocks(
+    serve: Serve, kind: str, name: str
+) -> None:
+    executor = serve(kind, "bfloat16", kv_cache_dtype=name).executor
+    alone = compute(executor, [45])
+    assert torch.equal(compute(executor, [1] * 45, 4), alone)
+    assert torch.equal(compute(executor, [7, 16, 1, 1, 20], 8), alone)
+
+
+@pytest.mark.parametrize("backend", ["paged_cpu", "reference"])
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_copied_block_carries_its_scales(serve: Serve, name: str, backend: str) -> None:
+    executor = serve("llama", backend=backend, kv_cache_dtype=name).executor
+    alone = compute(executor, [16, 20])
+    chunk = SequenceChunk(SequenceId(0), TOKENS[16:36], 16, [BlockId(9), BlockId(1), BlockId(2)], None)
+    step = build_step_tensors([chunk], range(20), [BlockCopy(BlockId(0), BlockId(9))])
+    assert torch.equal(executor.runner.forward(step), alone[16:])
+
+
 def test_numerics_and_weight_bytes_tell_that_weights_are_quantized(serve: Serve) -> None:
     served = [serve("llama", "bfloat16", quantization=config) for config in (None, INT8, INT4)]
     dense, int8, int4 = (each.executor.info for each in served)
     assert int8.numerics == f"{dense.numerics}-w8"
     assert int4.numerics == f"{dense.numerics}-w4g32"
+    both = serve("llama", "bfloat16", quantization=INT4, kv_cache_dtype="fp8").executor.info
+    assert both.numerics == f"{dense.numerics}-w4g32-kvfp8"
     assert int8.weight_bytes < 0.56 * dense.weight_bytes
     assert int4.weight_bytes < 0.4 * dense.weight_bytes
 

@@ -118,6 +118,15 @@ def test_plan_names_the_command_that_serves_the_same_model(
     assert f"start it with `distllm serve '{tmp_path / 'a b'}'`" in capsys.readouterr().out
 
 
+def test_plan_names_the_flags_that_make_it_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ["--offload", "disk", "--offload-dir", str(tmp_path), "--weights-memory", "0.005"]
+    assert cli.main(["plan", *flags, "--kv-cache-memory", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert f"stream from {tmp_path}" in shown
+    assert "s at least at" in shown
+    assert f"`distllm serve --offload disk --offload-dir {tmp_path} --weights-memory 0.005`" in shown
+
+
 def test_plan_refuses_an_architecture_that_cannot_be_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

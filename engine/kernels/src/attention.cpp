@@ -81,6 +81,31 @@ void store_unit(const AttentionCall& call, const TokenRun& run, int kv_head, con
   }
 }
 
+// The blocks of a span widened from their codes into `widened`, with the scales of their tokens.
+template <KvCodes codes>
+void widen_span(const AttentionCall& call, int sequence, int kv_head, int begin, int end, uint16_t* widened,
+                Span<uint16_t>& span) {
+  span.begin = begin;
+  const KvLayout& layout = call.layout;
+  const int32_t* const table = call.block_tables + sequence * call.table_stride;
+  const int num_blocks = (end + kBlockTokens - 1) / kBlockTokens, first = begin / kBlockTokens;
+  const auto keys = [&](int i) { return (const uint8_t*)call.keys + layout.key_at((size_t)table[i], kv_head); };
+  const auto values = [&](int i) { return (const uint8_t*)call.values + layout.value_at((size_t)table[i], kv_head); };
+  for (int i = 0; i < kSpanBlocks && first + i < num_blocks; ++i) {
+    const int block = first + i, next = block + kSpanBlocks < num_blocks ? block + kSpanBlocks : block;
+    uint16_t* const own_keys = widened + (size_t)i * (layout.key_size() + layout.value_size());
+    uint16_t* const own_values = own_keys + layout.key_size();
+    widen_kv<codes>(keys(block), keys(next), layout.key_size(), own_keys);
+    widen_kv<codes>(values(block), values(next), layout.value_size(), own_values);
+    span.keys[i] = span.next_keys[i] = own_keys;
+    span.values[i] = span.next_values[i] = own_values;
+    if (layout.value_tail()) layout.widen_tail(span.values[i], span.tails[i]);
+    const size_t scale = ((size_t)table[block] * (size_t)layout.num_kv_heads + (size_t)kv_head) * kBlockTokens;
+    std::copy_n(call.key_scales + scale, kBlockTokens, span.key_scales + i * kBlockTokens);
+    std::copy_n(call.value_scales + scale, kBlockTokens, span.value_scales + i * kBlockTokens);
+  }
+}
+
 template <class Weight>
 void set_span(const AttentionCall& call, int sequence, int kv_head, int begin, int end, Span<Weight>& span) {
   span.begin = begin;
@@ -100,12 +125,19 @@ void set_span(const AttentionCall& call, int sequence, int kv_head, int begin, i
 
 // Walks the spans that any row of the unit sees; a tile sits out the spans that none of its rows see.
 template <Kind kind>
-void walk(const AttentionCall& call, const TokenRun& run, int kv_head, const Unit<kind>& unit) {
+void walk(const AttentionCall& call, const TokenRun& run, int kv_head, const Unit<kind>& unit,
+          [[maybe_unused]] uint16_t* widened) {
   const int end = unit.position(unit.num_rows - 1) + 1;
   const auto first_seen = [&](int row) { return call.window ? std::max(0, unit.position(row) - call.window + 1) : 0; };
   Span<typename Panel<kind>::Weight> span;
   for (int begin = first_seen(0) / kSpanTokens * kSpanTokens; begin < end; begin += kSpanTokens) {
-    set_span(call, run.sequence, kv_head, begin, end, span);
+    if constexpr (kind != Kind::kFloat32) {
+      if (call.codes == KvCodes::kInt8)
+        widen_span<KvCodes::kInt8>(call, run.sequence, kv_head, begin, end, widened, span);
+      else if (call.codes == KvCodes::kFloat8)
+        widen_span<KvCodes::kFloat8>(call, run.sequence, kv_head, begin, end, widened, span);
+    }
+    if (call.codes == KvCodes::kNone) set_span(call, run.sequence, kv_head, begin, end, span);
     for_each_tile(unit.num_rows, [&](int row, int rows) {
       if (unit.position(row + rows - 1) < begin || first_seen(row) >= begin + kSpanTokens) return;
       attend_tile_for<kind>(rows, std::make_integer_sequence<int, kTileRows>{})(call, unit, row, span);
@@ -115,13 +147,16 @@ void walk(const AttentionCall& call, const TokenRun& run, int kv_head, const Uni
 
 template <Kind kind>
 struct UnitSizes {
-  size_t query, sums, rows;
+  size_t query, sums, rows, widened;
 
   UnitSizes(const AttentionCall& call, int max_rows)
       : query((size_t)max_rows * query_steps<kind>(call.layout.key_dim)),
         sums((size_t)max_rows * (size_t)call.layout.padded_value_dim()),
-        rows((size_t)max_rows) {}
-  size_t total() const { return query + sums + 2 * rows; }
+        rows((size_t)max_rows),
+        widened(call.codes == KvCodes::kNone
+                    ? 0
+                    : kSpanBlocks * (call.layout.key_size() + call.layout.value_size()) * 2 / sizeof(float)) {}
+  size_t total() const { return query + sums + 2 * rows + widened; }
 };
 
 template <Kind kind, class T>
@@ -142,7 +177,7 @@ void attend_unit(const AttentionCall& call, const TokenRun& run, int kv_head, co
     unit.top[row] = call.sinks ? call.sinks[kv_head * unit.group + row % unit.group] : kLowest;
     unit.total[row] = call.sinks ? 1.0f : 0.0f;
   }
-  walk(call, run, kv_head, unit);
+  walk(call, run, kv_head, unit, (uint16_t*)(sums + sizes.sums + 2 * sizes.rows));
   store_unit<kind, T>(call, run, kv_head, unit);
 }
 
@@ -180,17 +215,18 @@ void attend(Session& session, const AttentionCall& call) {
 using namespace distllm;
 
 // query [rows, num_heads, key_dim] -> out [rows, num_heads, value_dim], both of `dtype`, over caches whose type is that
-// of `kind`. kBf16Dot needs bf16 queries.
+// of `kind`, or are codes with scales, which go with kBf16 and kBf16Dot. kBf16Dot needs bf16 queries.
 DISTLLM_API int distllm_attend(Pool* pool, int kind, const void* query, ptrdiff_t query_row_stride,
                                ptrdiff_t query_head_stride, int dtype, const void* keys, const void* values, void* out,
                                ptrdiff_t out_row_stride, ptrdiff_t out_head_stride, const int32_t* query_starts,
                                const int32_t* num_computed, const int32_t* block_tables, ptrdiff_t table_stride,
                                int num_sequences, int num_heads, int num_kv_heads, int key_dim, int value_dim,
-                               float scale, float softcap, int window, const float* sinks) {
+                               float scale, float softcap, int window, const float* sinks, int codes,
+                               const float* key_scales, const float* value_scales) {
   const AttentionCall call{query,           query_row_stride, query_head_stride, keys,      values,         out,
                   out_row_stride,  out_head_stride,  query_starts,      num_computed, block_tables, table_stride,
                   sinks,           {num_kv_heads, key_dim, value_dim},  num_sequences, num_heads,   scale,
-                  softcap,         window};
+                  softcap,         window,           (KvCodes)codes,    key_scales, value_scales};
   const bool is_float = (DType)dtype == DType::kFloat32;
   return guarded([&] {
     Session session(*pool);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kv_layout.h"
+#include "kv_codes.h"
 #include "panel.h"
 #include "vector_math.h"
 
@@ -31,6 +31,8 @@ struct AttentionCall {
   int num_sequences, num_heads;
   float scale, softcap;  // softcap 0: none
   int window;            // 0: none
+  KvCodes codes;         // of keys and values; kNone: they are of the kind's own type
+  const float *key_scales, *value_scales;  // [block][kv head][16], with codes
   int group() const { return num_heads / layout.num_kv_heads; }
 };
 
@@ -53,6 +55,7 @@ struct Span {
   const Weight* next_keys[kSpanBlocks];  // of the next span, or of this one where it is the last
   const Weight* next_values[kSpanBlocks];
   Weight tails[kSpanBlocks][kValuePanelSize];  // the narrow last panel of the values, widened
+  float key_scales[kSpanTokens], value_scales[kSpanTokens];  // of codes alone
 };
 
 template <Kind kind>
@@ -155,6 +158,17 @@ void add_values(const typename Panel<kind>::Input* weights, const Weight* const*
   });
 }
 
+// scores[r] *= scales, token by token; 0 stays 0, whatever lies in a slot that a row does not see.
+template <int R>
+void scale_tokens(float* scores, const float* scales, int num_tokens) {
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < num_tokens; i += 16) {
+      const F32x16 own = load(scores + r * kScoreStride + i);
+      const F32x16 magnitude = max(zeros() - own, own);
+      store(scores + r * kScoreStride + i, zero_where_below(magnitude, 1e-38f, own * load(scales + i)));
+    }
+}
+
 // Weights as the inputs of add_values: floats as they are, or rounded to pairs of bf16.
 template <Kind kind, int R>
 auto as_inputs(float* scores, int num_tokens, int32_t* pairs) {
@@ -182,7 +196,9 @@ void attend_tile(const AttentionCall& call, const Unit<kind>& unit, int row, con
   for (; block + kWidth <= blocks; block += kWidth)
     score_blocks<kind, R, kWidth>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
   for (; block < blocks; ++block) score_blocks<kind, R, 1>(query, span.keys + block, span.next_keys + block, depth, scores + block * 16);
+  if (call.codes != KvCodes::kNone) scale_tokens<R>(scores, span.key_scales, blocks * kBlockTokens);
   weigh<kind, R>(call, unit, row, span.begin, blocks * kBlockTokens, scores, rescale);
+  if (call.codes != KvCodes::kNone) scale_tokens<R>(scores, span.value_scales, blocks * kBlockTokens);
   const auto* const weights = as_inputs<kind, R>(scores, blocks * kBlockTokens, pairs);
   float* const sums = unit.sums + (size_t)row * unit.padded_values;
   const int full = call.layout.full_value_panels(), stride = unit.padded_values;

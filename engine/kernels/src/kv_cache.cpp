@@ -1,10 +1,11 @@
 // Writing keys and values into their slots, and the bounds of slots and block tables.
 
 #include <algorithm>
+#include <vector>
 
 #include "api.h"
 #include "bf16.h"
-#include "kv_layout.h"
+#include "kv_codes.h"
 
 namespace distllm {
 namespace {
@@ -39,12 +40,36 @@ void write_row(const Call& call, int row) {
   }
 }
 
-template <class From, class To>
-void write(Session& session, const Call& call) {
+template <class From>
+void write_codes(const Call& call, KvCodes codes, float* key_scales, float* value_scales, int row) {
+  const size_t block = (size_t)call.slots[row] / kBlockTokens, offset = (size_t)call.slots[row] % kBlockTokens;
+  const KvLayout& layout = call.layout;
+  std::vector<uint8_t> encoded((size_t)std::max(layout.key_dim, layout.value_dim) + 16);
+  for (int head = 0; head < layout.num_kv_heads; ++head) {
+    const size_t scale = (block * (size_t)layout.num_kv_heads + (size_t)head) * kBlockTokens + offset;
+    const From* key = (const From*)call.keys.data + row * call.keys.row_stride + head * call.keys.head_stride;
+    key_scales[scale] = encode_kv(codes, key, layout.key_dim, encoded.data());
+    uint8_t* const keys = (uint8_t*)call.key_cache + layout.key_at(block, head);
+    for (int d = 0; d < layout.key_dim; ++d)
+      keys[packed_index<uint16_t>(offset, (size_t)d, (size_t)layout.key_dim)] = encoded[(size_t)d];
+    const From* value = (const From*)call.values.data + row * call.values.row_stride + head * call.values.head_stride;
+    value_scales[scale] = encode_kv(codes, value, layout.value_dim, encoded.data());
+    uint8_t* const values = (uint8_t*)call.value_cache + layout.value_at(block, head);
+    for (int d = 0; d < layout.value_dim; ++d) values[layout.value_index<uint16_t>(d, (int)offset)] = encoded[(size_t)d];
+  }
+}
+
+template <class Body>
+void for_each_row_of(Session& session, const Call& call, const Body& body) {
   session.for_each((call.num_rows + kRowsPerUnit - 1) / kRowsPerUnit, [&](int unit, int) {
     const int end = std::min(call.num_rows, (unit + 1) * kRowsPerUnit);
-    for (int row = unit * kRowsPerUnit; row < end; ++row) write_row<From, To>(call, row);
+    for (int row = unit * kRowsPerUnit; row < end; ++row) body(row);
   });
+}
+
+template <class From, class To>
+void write(Session& session, const Call& call) {
+  for_each_row_of(session, call, [&](int row) { write_row<From, To>(call, row); });
 }
 
 }  // namespace
@@ -100,5 +125,29 @@ DISTLLM_API int distllm_write_kv(Pool* pool, const void* keys, ptrdiff_t key_row
       write<uint16_t, float>(session, call);
     else
       write<uint16_t, uint16_t>(session, call);
+  });
+}
+
+// The same as codes with their scales.
+DISTLLM_API int distllm_write_kv_codes(Pool* pool, const void* keys, ptrdiff_t key_row_stride,
+                                       ptrdiff_t key_head_stride, const void* values, ptrdiff_t value_row_stride,
+                                       ptrdiff_t value_head_stride, int dtype, void* key_cache, void* value_cache,
+                                       int codes, float* key_scales, float* value_scales, const int64_t* slots,
+                                       int num_rows, int num_kv_heads, int key_dim, int value_dim) {
+  const Call call{{keys, key_row_stride, key_head_stride},
+                  {values, value_row_stride, value_head_stride},
+                  key_cache,
+                  value_cache,
+                  slots,
+                  {num_kv_heads, key_dim, value_dim},
+                  num_rows};
+  return guarded([&] {
+    Session session(*pool);
+    for_each_row_of(session, call, [&](int row) {
+      if ((DType)dtype == DType::kFloat32)
+        write_codes<float>(call, (KvCodes)codes, key_scales, value_scales, row);
+      else
+        write_codes<uint16_t>(call, (KvCodes)codes, key_scales, value_scales, row);
+    });
   });
 }

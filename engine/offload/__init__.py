@@ -1,0 +1,1 @@
+"""Layers that do not fit stay outside the memory that computes, and come in their turn, ahead of their use."""
