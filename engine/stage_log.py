@@ -10,7 +10,6 @@ from torch import nn
 from distllm.engine.distributed.sharding import Sharding
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.quantizing import Schemes
-from distllm.engine.injection.weights import weight_of
 
 logger = logging.getLogger("distllm.engine")
 
@@ -35,7 +34,7 @@ class StageLog:
 
     def quantized(self, model: nn.Module, schemes: Schemes) -> None:
         """With what they were packed into, where there are kernels."""
-        num_packed = sum(isinstance(weight_of(module), PackedWeight) for module in model.modules())
+        num_packed = sum(isinstance(getattr(module, "weight", None), PackedWeight) for module in model.modules())
         chosen = _counted(scheme.name for scheme in schemes.values())
         self._note(f"quantized {chosen or 'nothing'}, packed {num_packed} weights for the kernels")
 
