@@ -1,8 +1,9 @@
 """A user's injection policy: checked against a model, and made a sharding plan of it.
 
-A policy names, in a class of layers, linear layers as "parent.child". As with DeepSpeed, the partial outputs of the
-last linear layer of a parent are added up over ranks, and the others of that parent are divided by their outputs;
-those may be named as well or not. A parent of which nothing is named is whole on every rank.
+A policy names, in a class of layers, linear layers as "parent.child"; the class itself may be the parent. As with
+DeepSpeed, the partial outputs of what it names are added up over ranks, and the other linear layers of that parent
+are divided by their outputs. Those may be named as well: added up is always the last one that has the outputs of a
+whole layer. A parent of which nothing is named is whole on every rank.
 """
 
 import difflib
@@ -33,7 +34,7 @@ def check_policy(model: nn.Module, policy: Policy) -> None:
     for class_name, names in policy.items():
         found = {name for layer in _layers(model, class_name) for name, _ in _linears(layer)}
         for name in names:
-            if not any(_is_named(path, name) for path in found):
+            if not any(_is_named(path, name.removeprefix(f"{class_name}.")) for path in found):
                 raise InvalidPolicy(
                     f"injection_policy: {class_name} has no linear layer {name}; {_near(name, found)}"
                 )
@@ -46,10 +47,12 @@ def policy_blocks(model: PreTrainedModel, policy: Policy) -> tuple[Block, ...]:
     """
     check_policy(model, policy)
     known = PLANS.get(model.config.get_text_config().model_type, ())
+    hidden_size = int(model.config.get_text_config().hidden_size)
     blocks = [block for block in known if block.is_experts]
     for class_name, names in policy.items():
         for layer in _layers(model, class_name):
-            for parent_name, row in _rows(layer, names):
+            within = [name.removeprefix(f"{class_name}.") for name in names]
+            for parent_name, row in _rows(layer, within, hidden_size):
                 block = _block(model, parent_name, layer.get_submodule(parent_name), row, known)
                 if block not in blocks:
                     blocks.append(block)
@@ -80,22 +83,29 @@ def _near(name: str, known: Collection[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
 
 
-def _rows(layer: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each parent of which something is named, and its child whose outputs are added up. Raises InvalidPolicy."""
-    children: dict[str, list[str]] = {}
-    for path, _ in _linears(layer):
+def _rows(layer: nn.Module, names: Sequence[str], hidden_size: int) -> Iterator[tuple[str, str]]:
+    """Each parent of which something is named, and its child whose outputs are added up. Raises InvalidPolicy.
+
+    That child is the last one with the outputs of a whole layer.
+    """
+    parents: dict[str, dict[str, nn.Module]] = {}
+    for path, linear in _linears(layer):
         parent, _, child = path.rpartition(".")
-        children.setdefault(parent, []).append(child)
-    for parent, linears in children.items():
+        parents.setdefault(parent, {})[child] = linear
+    for parent, linears in parents.items():
         named = [child for child in linears if any(_is_named(f"{parent}.{child}", name) for name in names)]
-        if not named:
-            continue
-        if named[-1] != linears[-1]:
+        rows = [child for child, linear in linears.items() if _sizes(linear)[1] == hidden_size]
+        if named and not rows:
             raise InvalidPolicy(
-                f"injection_policy: {parent}.{named[-1]} is followed by {parent}.{linears[-1]}, "
-                "whose outputs are those to add up: name that one"
+                f"injection_policy: no linear layer of {parent} has {hidden_size} outputs to add up"
             )
-        yield parent, linears[-1]
+        if named and rows[-1] not in named:
+            raise InvalidPolicy(
+                f"injection_policy: of {parent} the outputs of {rows[-1]} are those to add up, not {named[-1]}'s: "
+                f"name {parent}.{rows[-1]}"
+            )
+        if named:
+            yield parent, rows[-1]
 
 
 def _block(model: PreTrainedModel, name: str, parent: nn.Module, row: str, known: Sequence[Block]) -> Block:

@@ -74,9 +74,11 @@ def test_what_means_nothing_here_is_refused_with_the_reason_unless_it_says_nothi
     field = UNUSED[name]
     assert isinstance(field, Refused)
     for neutral in (None, *field.neutral):
-        assert DeepSpeedConfig(**{name: neutral}) == DeepSpeedConfig()
+        given: dict[str, Any] = {name: neutral}
+        assert DeepSpeedConfig(**given) == DeepSpeedConfig()
+    given = {name: "something"}
     with pytest.raises(InvalidOption, match=f"^{name} is refused: ") as caught:
-        DeepSpeedConfig(**{name: "something"})
+        DeepSpeedConfig(**given)
     assert field.reason in str(caught.value)
 
 

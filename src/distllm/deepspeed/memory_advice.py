@@ -36,7 +36,7 @@ def refusal(
     remedies = [
         *_by_quantization(checkpoint, architecture, config, devices),
         *_by_ranks(checkpoint, architecture, config, devices),
-        *_by_context(plan, config),
+        *_by_context(plan),
     ]
     weights = f"{byte_size(plan.weight_bytes)} of weights and {plan.max_model_len} tokens of context"
     needed = f"{weights} do not fit into the {byte_size(devices.free_bytes)} that are free"
@@ -49,6 +49,7 @@ def _by_quantization(
     checkpoint: Checkpoint, architecture: Architecture, config: EngineConfig, devices: Devices
 ) -> Iterator[str]:
     """INT8 and INT4, unless the weights are as small already; with a shorter context where they need one."""
+    as_asked = _context(_plan(checkpoint, architecture, config, devices))
     for name, bits in (("int8", 8), ("int4", 4)):
         is_smaller = config.quantization is None or config.quantization.bits > bits
         if checkpoint.quantization is not None or not is_smaller:
@@ -57,7 +58,7 @@ def _by_quantization(
         plan = _plan(checkpoint, architecture, changed, devices)
         if plan.refusal is None:
             yield f"quantization_config={{'bits': {bits}}}"
-        elif (tokens := _context(plan)) > 0:
+        elif (tokens := _context(plan)) > as_asked:
             yield f"quantization_config={{'bits': {bits}}} with max_out_tokens={tokens}"
 
 
@@ -73,9 +74,9 @@ def _by_ranks(
             return
 
 
-def _by_context(plan: MemoryPlan, config: EngineConfig) -> Iterator[str]:
+def _by_context(plan: MemoryPlan) -> Iterator[str]:
     tokens = _context(plan)
-    if 0 < tokens < plan.max_model_len and config.kv_cache_bytes is None:
+    if 0 < tokens < plan.max_model_len:
         yield f"max_out_tokens={tokens}"
 
 
