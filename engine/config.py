@@ -30,6 +30,8 @@ class EngineConfig:
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
     what they computed; 0 never.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
+    `injection_policy` names, by the class of a layer, the linear layers whose partial outputs are added up over
+    ranks ("parent.child"), in place of the model's own sharding plan.
     `kv_cache_dtype` auto keeps KV in the type of the weights; int8 and fp8 add a scale for each token and head.
     """
 
@@ -51,6 +53,7 @@ class EngineConfig:
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
+    injection_policy: Mapping[str, tuple[str, ...]] | None = None
     kv_cache_dtype: KvCacheDtypeName = "auto"
 
     @classmethod

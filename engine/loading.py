@@ -27,6 +27,7 @@ from distllm.engine.distributed.sharding import Part
 from distllm.engine.distributed.stored_parts import find_parts, take_parts
 from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
 from distllm.engine.injection.stored_weights import attach_stored_weights
+from distllm.engine.reference_block import register_reference_model
 
 _VALIDATOR = re.compile(r"^(Class v|V)alidation error for \w+ '\w+': \w+: ")
 
@@ -37,6 +38,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         raise CheckpointError(f"{checkpoint.path} needs code of its own, which is never run")
     check_config(checkpoint)
     _check_dtype(checkpoint)
+    register_reference_model()
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever a config class chokes on

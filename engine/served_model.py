@@ -18,13 +18,14 @@ from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
 from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding, shrink
+from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
 from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
-from distllm.engine.injection.quantizing import choose_schemes, quantize_weights
+from distllm.engine.injection.quantizing import Schemes, choose_schemes, quantize_weights
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, load_config, load_weights
@@ -37,6 +38,7 @@ from distllm.engine.progress import Progress
 from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
+from distllm.engine.stage_log import StageLog
 
 _KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -115,15 +117,18 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
     lane = open_lane(config, device)
-    model, sharding = _load(
-        checkpoint, dtype, device if lane is None else torch.device("cpu"), group, config.quantization
-    )
+    host = device if lane is None else torch.device("cpu")
+    stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
+    model, sharding = _load(checkpoint, config, dtype, host, group)
+    stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
     offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
+    schemes = {} if config.quantization is None else choose_schemes(model, config.quantization)
     with nullcontext() if offloader is None else giving_back_freed_memory():
-        weight_bytes = _inject_weights(model, compute, config.quantization, offloader, device, on_progress)
+        weight_bytes = _inject_weights(model, compute, schemes, offloader, device, on_progress)
+    stages.quantized(model, schemes)
     kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
     need = _pool_need(config, model, layers, max_model_len, kv_dtype)
     offloaded = None if offloader is None else settle_layers(offloader, config, need, weight_bytes, device)
@@ -132,10 +137,12 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     expected = plain_logits(model)
     if compute.kernels is not None:
         layers = fuse_modules(model, layers, compute.kernels)
+    stages.injected(model)
     served = ServedModel(
         model, layers, compute, dtype, kv_dtype, device, max_model_len, weight_bytes, sharding, offloaded
     )
     check_forward(served.forward_over(NUM_BLOCKS, dtype), expected)
+    stages.checked()
     return served
 
 
@@ -156,16 +163,14 @@ def _pool_need(
 
 
 def _load(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    group: RankGroup | None,
-    quantization: QuantizationConfig | None,
+    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device, group: RankGroup | None
 ) -> tuple[PreTrainedModel, Sharding | None]:
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+    blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
-    sharding = plan_sharding(model, group.rank, group.size, _inner_unit(checkpoint, quantization))
+    unit = _inner_unit(checkpoint, config.quantization)
+    sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
 
@@ -185,16 +190,15 @@ def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None)
 def _inject_weights(
     model: PreTrainedModel,
     compute: Compute,
-    quantization: QuantizationConfig | None,
+    schemes: Schemes,
     offloader: Offloader | None,
     device: torch.device,
     on_progress: Progress,
 ) -> int:
-    """Quantize the weights if asked to, pack them where there are kernels, take layers out of memory.
+    """Quantize the weights that `schemes` names, pack them where there are kernels, take layers out of memory.
 
     Returns the bytes that all take.
     """
-    schemes = {} if quantization is None else choose_schemes(model, quantization)
     if compute.kernels is None:
         moved_bytes = quantize_weights(model, schemes)
         if offloader is not None:

@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def find_checkpoint(settings: Settings) -> Path:
     return resolve(settings.model.model, settings.model.revision)
 
 
-def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
+def start_message(
+    settings: Settings, checkpoint: Path, injection_policy: Mapping[str, tuple[str, ...]] | None = None
+) -> StartEngine:
     """What the engine process must know. Raises CheckpointError."""
     engine, scheduler = settings.engine, settings.scheduler
     return StartEngine(
@@ -83,6 +86,7 @@ def start_message(settings: Settings, checkpoint: Path) -> StartEngine:
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,
             quantization=settings.model.quantization_config,
+            injection_policy=injection_policy,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,

@@ -5,8 +5,9 @@ with LLM("org/name") as llm:
     print(results[0].text)
 """
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast
@@ -18,7 +19,7 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.batch_bar import BatchBar
 from distllm.server.config import InvalidSettings, Settings, fields, load_settings
 from distllm.server.errors import InvalidRequest
-from distllm.server.generation_plan import Limits
+from distllm.server.generation_plan import GenerationPlan, Limits
 from distllm.server.launch import find_checkpoint, load_text_side, start_message
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.loop_thread import LoopThread
@@ -31,6 +32,7 @@ from distllm.server.offline_batch import (
     plan_batch,
     run_batch,
 )
+from distllm.server.offline_stream import stream_text
 from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS
 from distllm.server.protocol.fields import parse_prompts, parse_stop
 
@@ -45,18 +47,27 @@ class LLM:
     """A model in an engine process of its own. Close it, or use it as a context manager.
 
     `model` is a checkpoint directory or a hub name; None is the embedded model. `options` are the settings of
-    `distllm serve` for model, scheduler and engine, by name: dtype="float32", max_num_seqs=16. Raises
-    InvalidSettings for a wrong option, ModelNotFound, CheckpointError or TokenizerError for a model that cannot be
-    read, and EngineUnavailable, with the reason, for one that cannot be loaded.
+    `distllm serve` for model, scheduler and engine, by name: dtype="float32", max_num_seqs=16. `injection_policy`
+    says how layers are divided over ranks, as EngineConfig has it. Raises InvalidSettings for a wrong option,
+    ModelNotFound, CheckpointError or TokenizerError for a model that cannot be read, and EngineUnavailable, with
+    the reason, for one that cannot be loaded.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
-        settings = _settings(model, options)
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        injection_policy: Mapping[str, tuple[str, ...]] | None = None,
+        **options: Any,
+    ) -> None:
+        settings = offline_settings(model, options)
         checkpoint = find_checkpoint(settings)
         bar = LoadingBar()
         self._max_live = settings.scheduler.max_num_seqs + settings.scheduler.max_waiting
         self._engine = EngineClient(
-            start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s
+            start_message(settings, checkpoint, injection_policy),
+            bar,
+            step_timeout_s=settings.engine.step_timeout_s,
         )
         self._thread = LoopThread("distllm-offline")
         self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._engine)
@@ -152,6 +163,37 @@ class LLM:
         encoded = self._thread.run(encode_conversations(self._tokenizer, conversations, chat_template_kwargs or {}))
         return self._run(encoded, sampling_params, self.default_params, n, stop, use_tqdm)
 
+    def stream(
+        self,
+        prompt: str | list[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Continue one prompt, its text in pieces as they come. Raises as `generate`, before anything runs.
+
+        Leaving the iterator ends the request.
+        """
+        self._check_open()
+        encoded = self._thread.run(encode_prompts(self._tokenizer, parse_prompts(prompt)))
+        default = replace(self.default_params, max_tokens=self._defaults.max_new_tokens or DEFAULT_MAX_TOKENS)
+        plans = self._plan(encoded, sampling_params, default, 1, stop)
+        if len(plans) != 1:
+            raise InvalidRequest("stream takes one prompt; start one stream for each", "prompt")
+        return self._iterate(stream_text(self._engine, self._tokenizer, plans[0]))
+
+    def _iterate(self, pieces: AsyncGenerator[str, None]) -> Iterator[str]:
+        async def advance() -> str | None:
+            return await anext(pieces, None)
+
+        try:
+            while (piece := self._thread.run(advance())) is not None:
+                yield piece
+                self._check_open()
+        finally:
+            if self._finalizer.alive:
+                self._thread.run(pieces.aclose())
+
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise EngineUnavailable("this LLM has been closed")
@@ -165,24 +207,40 @@ class LLM:
         stop: str | Sequence[str],
         use_tqdm: bool,
     ) -> list[PromptResult]:
-        params, are_defaults = (default, True) if asked is None else (asked, False)
-        stops = parse_stop(list(stop) if isinstance(stop, tuple) else stop)
-        eos_token_ids = self._defaults.eos_token_ids
-        limits = Limits.of(self._engine.info)
-        plans = plan_batch(prompts, params, eos_token_ids, limits, n, stops, are_defaults)
+        plans = self._plan(prompts, asked, default, n, stop)
         with BatchBar(len(plans), use_tqdm) as bar:
             return self._thread.run(run_batch(self._engine, self._tokenizer, plans, self._max_live, bar))
 
+    def _plan(
+        self,
+        prompts: list[EncodedPrompt],
+        asked: Params | None,
+        default: SamplingParams,
+        n: int,
+        stop: str | Sequence[str],
+    ) -> list[GenerationPlan]:
+        params, are_defaults = (default, True) if asked is None else (asked, False)
+        stops = parse_stop(list(stop) if isinstance(stop, tuple) else stop)
+        limits = Limits.of(self._engine.info)
+        return plan_batch(prompts, params, self._defaults.eos_token_ids, limits, n, stops, are_defaults)
 
-def _settings(model: str | None, options: dict[str, Any]) -> Settings:
+
+def offline_settings(model: str | None, options: dict[str, Any]) -> Settings:
     """Settings from options, over those of the environment. Raises InvalidSettings."""
     known = [name for name, (section, _) in fields().items() if section in _SECTIONS and name != "model"]
     for name in options:
         if name not in known:
             raise InvalidSettings(f"LLM has no option {name!r}; it has {', '.join(known)}")
     given = {name: value for name, value in options.items() if value is not None}
-    flags = {"log_level": "WARNING", **({"model": model} if model else {}), **given}
+    flags = {"log_level": _log_level(), **({"model": model} if model else {}), **given}
     return load_settings(flags, None, used=_SECTIONS)
+
+
+def _log_level() -> str:
+    """The engine logs what this process would."""
+    level = logging.getLogger("distllm").getEffectiveLevel()
+    names = ("DEBUG", "INFO", "WARNING", "ERROR")
+    return next((name for name in names if level <= logging.getLevelNamesMapping()[name]), "ERROR")
 
 
 def _shut_down(thread: LoopThread, engine: EngineClient) -> None:

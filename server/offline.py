@@ -59,7 +59,7 @@ async def complete(
     prompt_text = await read_prompt(tokenizer, plan, prompt)
     sequences = [_Sequence(index, plan, prompt, prompt_text, tokenizer) for index in range(plan.num_sampled)]
     prompt_logprobs, num_cached_tokens = None, 0
-    async with engine.submit(_request(plan, prompt)) as stream:
+    async with engine.submit(engine_request(plan, prompt)) as stream:
         async for output in stream:
             on_tokens(len(output.token_ids))
             num_cached_tokens = output.num_cached_tokens or num_cached_tokens
@@ -76,7 +76,8 @@ async def complete(
     )
 
 
-def _request(plan: GenerationPlan, prompt: PromptPlan) -> EngineRequest:
+def engine_request(plan: GenerationPlan, prompt: PromptPlan) -> EngineRequest:
+    """What the engine is asked for one prompt of a plan."""
     return EngineRequest(
         request_id=f"offline-{uuid.uuid4().hex}",
         prompt_ids=prompt.token_ids,

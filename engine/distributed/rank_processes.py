@@ -7,7 +7,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from distllm.engine.distributed.arrivals import Arrivals, Stillness, is_waited, laggards
+from distllm.engine.distributed.meeting_point import MeetingPoint
 from distllm.engine.distributed.rank import STALL_CHECK_S, Descriptors
 from distllm.engine.distributed.shared_bytes import create_descriptor
 from distllm.engine.progress import OnLost
@@ -31,7 +31,7 @@ class RankProcesses:
         self.size = size
         self.name = str(secrets.randbelow(10**12))
         self.frame_descriptor = create_descriptor()
-        self._directory = tempfile.TemporaryDirectory(prefix="distllm-ranks-")
+        self._meeting_point = MeetingPoint()
         arrivals_descriptor = create_descriptor()
         self.arrivals = Arrivals(arrivals_descriptor, 0, size)
         self._ranks = [_Rank(rank, arrivals_descriptor, self.frame_descriptor) for rank in range(1, size)]
@@ -45,7 +45,7 @@ class RankProcesses:
     @property
     def meeting_point(self) -> str:
         """Where torch.distributed lets the ranks find each other."""
-        return f"file://{self._directory.name}/meeting-point"
+        return self._meeting_point.url
 
     def start(
         self, config: Mapping[str, Any], membership: Mapping[str, Any], cores: Sequence[frozenset[int]]
@@ -82,7 +82,7 @@ class RankProcesses:
         for rank in self._ranks:
             rank.end()
         os.close(self.frame_descriptor)
-        self._directory.cleanup()
+        self._meeting_point.close()
 
     def _watch_forever(self) -> None:
         counts = Stillness()

@@ -54,13 +54,21 @@ class Sharding:
     vocabularies: tuple[range, ...]
 
 
-def plan_sharding(model: PreTrainedModel, rank: int, size: int, unit: int = INNER_UNIT) -> Sharding:
-    """The part of `model` that `rank` of `size` holds; `unit` features of an MLP stay together where they can.
+def plan_sharding(
+    model: PreTrainedModel,
+    rank: int,
+    size: int,
+    blocks: Sequence[Block] | None = None,
+    unit: int = INNER_UNIT,
+) -> Sharding:
+    """The part of `model` that `rank` of `size` holds; `blocks` None takes the plan of its type.
+
+    `unit` features of an MLP stay together where they can.
 
     Raises CannotDivide, naming what forbids it.
     """
     model_type = model.config.get_text_config().model_type
-    blocks = PLANS.get(model_type)
+    blocks = PLANS.get(model_type) if blocks is None else blocks
     if blocks is None:
         raise CannotDivide(
             f"there is no sharding plan for {model_type}, only for {', '.join(PLANS)}; use --tensor-parallel-size 1"
@@ -104,7 +112,7 @@ class _Planner:
         heads = divide_heads(self._num_heads, self._num_kv_heads, self._size)[self._rank]
         for name, module in self._model.named_modules():
             for block in self._blocks:
-                if _matches(module, block):
+                if matches(module, block):
                     self._divide_block(name, module, block, heads)
         if len(self._heads) != self._num_layers:
             raise CannotDivide(
@@ -192,7 +200,8 @@ def _layer(parent: nn.Module, name: str, is_experts: bool) -> _Layer:
     )
 
 
-def _matches(module: nn.Module, block: Block) -> bool:
+def matches(module: nn.Module, block: Block) -> bool:
+    """Whether `module` is of the kind that `block` describes."""
     if block.is_experts != has_experts(module):
         return False
     present = [name for name in block.columns if _has(module, name, block.is_experts)]

@@ -62,6 +62,21 @@ def test_chat_answers_one_conversation_or_several(llm: LLM) -> None:
     assert [result.text for result in several] == [one.text, one.text]
 
 
+def test_a_stream_brings_the_text_of_generate_and_ends_the_request_when_it_is_left(llm: LLM) -> None:
+    pieces = list(llm.stream("Once upon a time", GREEDY))
+    assert len(pieces) > 1
+    assert "".join(pieces) == llm.generate("Once upon a time", GREEDY, use_tqdm=False)[0].text
+    stream = llm.stream("Once upon a time", SamplingParams(max_tokens=1000, ignore_eos=True))
+    assert next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert llm._engine.num_live == 0
+
+
+def test_a_stream_takes_one_prompt(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="stream takes one prompt; start one stream for each"):
+        llm.stream(["A", "B"])  # type: ignore[list-item]
+
+
 def test_no_prompts_give_no_results(llm: LLM) -> None:
     assert llm.generate([]) == []
     assert llm.chat([]) == []
@@ -147,7 +162,7 @@ def engines_of(pid: int) -> int:
 
 
 def test_importing_the_package_loads_neither_torch_nor_the_server() -> None:
-    script = "import sys, distllm; print(sorted({'torch', 'fastapi', 'transformers'} & set(sys.modules)))"
+    script = "import sys, distllm.deepspeed; print(sorted({'torch', 'fastapi', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,0 +1,89 @@
+"""Starts the engine of a checkpoint as a DeepSpeedConfig says, or says what would fit where it does not."""
+
+from pathlib import Path
+from typing import Any
+
+from distllm.deepspeed.config import DeepSpeedConfig
+from distllm.deepspeed.memory_advice import Devices, OutOfMemory, refusal
+from distllm.deepspeed.number_type import computed_dtype
+from distllm.deepspeed.refusal import InvalidOption
+from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.config import EngineConfig
+from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
+from distllm.engine.memory import measure_free_host_bytes
+from distllm.engine.plan import examine_architecture
+from distllm.engine.quantization.footprint import weight_bytes
+from distllm.scheduler.refusals import EngineUnavailable
+from distllm.server.launch import start_message
+from distllm.server.llm import LLM, offline_settings
+
+
+def start_llm(path: Path, config: DeepSpeedConfig) -> LLM:
+    """The engine of the checkpoint in `path`, ready.
+
+    Raises InvalidOption where the context is shorter than asked for, OutOfMemory, and what LLM raises.
+    """
+    options = _options(config)
+    engine_config = start_message(offline_settings(None, options), path).engine
+    if _weights_exceed(path, engine_config) and (reason := _memory_refusal(path, engine_config)):
+        raise OutOfMemory(reason)  # before the system kills what loads them
+    try:
+        llm = LLM(str(path), injection_policy=config.injection_policy, **options)
+    except EngineUnavailable:
+        if reason := _memory_refusal(path, engine_config):
+            raise OutOfMemory(reason) from None
+        raise
+    if llm.info.max_model_len < config.min_out_tokens:
+        llm.close()
+        raise InvalidOption("min_out_tokens", f"cannot be had: the context is of {llm.info.max_model_len} tokens")
+    return llm
+
+
+def _options(config: DeepSpeedConfig) -> dict[str, Any]:
+    """`config` under the names of the server's settings."""
+    options: dict[str, Any] = {
+        "dtype": computed_dtype(config.dtype, "cuda" if _cuda_devices() else "cpu"),
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_model_len": config.max_out_tokens,
+        "attention_backend": "auto" if config.replace_with_kernel_inject else "reference",
+    }
+    quantization = config.quantization
+    if quantization is not None:
+        options |= {
+            "quantization": f"int{quantization.bits}",
+            "group_size": quantization.group_size,
+            "symmetric": quantization.symmetric,
+            "dynamic_activations": quantization.dynamic_activations,
+            "mlp_extra_grouping": quantization.mlp_extra_grouping,
+        }
+    return options
+
+
+def _cuda_devices() -> list[int]:
+    """Free bytes of each CUDA device."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [int(torch.cuda.mem_get_info(device)[0]) for device in range(count)]
+
+
+def _devices() -> Devices:
+    cuda = _cuda_devices()
+    return Devices(len(cuda), min(cuda)) if cuda else Devices(1, measure_free_host_bytes())
+
+
+def _weights_exceed(path: Path, config: EngineConfig) -> bool:
+    """Whether the weights alone take more than there is, told from the headers."""
+    checkpoint, devices = open_checkpoint(path), _devices()
+    dtype = resolve_dtype(config.dtype, checkpoint, "cpu")
+    num_devices = min(config.tensor_parallel_size or 1, devices.count)
+    return weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype]) > devices.free_bytes * num_devices
+
+
+def _memory_refusal(path: Path, config: EngineConfig) -> str | None:
+    """Why the checkpoint does not fit, and what would; None where it does, or where it is wrong in another way."""
+    checkpoint = open_checkpoint(path)
+    try:
+        return refusal(checkpoint, examine_architecture(checkpoint), config, _devices())
+    except Exception:  # the engine's own reason is the one to tell
+        return None

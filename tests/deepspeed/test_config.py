@@ -1,0 +1,129 @@
+"""DeepSpeedConfig: DeepSpeed's own names, each honoured, harmless, or refused with the reason."""
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distllm.deepspeed import DeepSpeedConfig, InvalidOption
+from distllm.deepspeed.deepspeed_fields import NESTED, RENAMED, UNUSED, Refused
+from distllm.engine.quantization.config import QuantizationConfig
+
+
+def deepspeed_names() -> set[str]:
+    """The names of DeepSpeed's own fields and their aliases."""
+    from deepspeed.inference.config import DeepSpeedInferenceConfig
+
+    fields = DeepSpeedInferenceConfig.model_fields
+    return {*fields, *(field.alias for field in fields.values() if field.alias)}
+
+
+def test_every_field_of_deepspeeds_own_config_has_its_place_here() -> None:
+    parameters = set(DeepSpeedConfig.__init__.__annotations__)
+    assert deepspeed_names() <= {*parameters, *RENAMED, *NESTED, *UNUSED, "quant"}
+
+
+def test_the_issues_fields_are_kept_and_frozen() -> None:
+    config = DeepSpeedConfig(
+        tensor_parallel_size=2,
+        dtype=torch.float16,
+        replace_with_kernel_inject=True,
+        enable_cuda_graph=True,
+        checkpoint_dict={"checkpoints": ["a.safetensors"], "base_dir": "/x"},
+    )
+    assert (config.tensor_parallel_size, config.dtype, config.enable_cuda_graph) == (2, "float16", True)
+    assert config.checkpoint_dict == {"checkpoints": ("a.safetensors",), "base_dir": "/x"}
+    with pytest.raises(FrozenInstanceError):
+        config.tensor_parallel_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        ({"mp_size": 2}, "tensor_parallel_size", 2),
+        ({"tensor_parallel": {"tp_size": 4}}, "tensor_parallel_size", 4),
+        ({"tp": {"tp_size": 4, "enabled": True}}, "tensor_parallel_size", 4),
+        ({"kernel_inject": False}, "replace_with_kernel_inject", False),
+        ({"max_tokens": 99}, "max_out_tokens", 99),
+        ({"dtype": torch.half}, "dtype", "float16"),
+        ({"dtype": "bf16"}, "dtype", "bfloat16"),
+        ({"dtype": "torch.float32"}, "dtype", "float32"),
+        ({"quant": {"weight": {"num_bits": 4}}}, "quantization", QuantizationConfig(bits=4, group_size=32)),
+        ({"quant": {"enabled": False}}, "quantization", None),
+        ({"use_quantization": True}, "quantization", QuantizationConfig(bits=8)),
+        ({"use_quantization": False, "quantization_config": {"bits": 4}}, "quantization", None),
+        (
+            {"quantization_config": {"bits": 8, "group_size": 128, "mlp_extra_grouping": True}},
+            "quantization",
+            QuantizationConfig(bits=8, group_size=128, mlp_extra_grouping=True),
+        ),
+        ({"injection_policy": {nn.Linear: ["a.b"]}}, "injection_policy", {"Linear": ("a.b",)}),
+        ({"injection_dict": {"Block": ("a.b", "c.d")}}, "injection_policy", {"Block": ("a.b", "c.d")}),
+    ],
+)
+def test_deepspeeds_other_names_mean_the_same(given: dict[str, Any], field: str, value: object) -> None:
+    assert getattr(DeepSpeedConfig(**given), field) == value
+
+
+@pytest.mark.parametrize("name", [name for name, field in UNUSED.items() if isinstance(field, Refused)])
+def test_what_means_nothing_here_is_refused_with_the_reason_unless_it_says_nothing(name: str) -> None:
+    field = UNUSED[name]
+    assert isinstance(field, Refused)
+    for neutral in (None, *field.neutral):
+        given: dict[str, Any] = {name: neutral}
+        assert DeepSpeedConfig(**given) == DeepSpeedConfig()
+    given = {name: "something"}
+    with pytest.raises(InvalidOption, match=f"^{name} is refused: ") as caught:
+        DeepSpeedConfig(**given)
+    assert field.reason in str(caught.value)
+
+
+def test_harmless_fields_are_accepted_whatever_they_say() -> None:
+    assert DeepSpeedConfig(return_tuple=False, replace_method="auto", moe=True) == DeepSpeedConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tensor_paralel_size": 2}, "tensor_paralel_size is no field .*; did you mean tensor_parallel"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be a whole number of at least 1, not 0"),
+        ({"tensor_parallel_size": "2"}, "tensor_parallel_size must be a whole number of at least 1, not '2'"),
+        ({"tensor_parallel": 2}, "tensor_parallel must be a dict, not 2"),
+        ({"dtype": torch.int8}, "dtype int8 is a way to store weights: give use_quantization=True"),
+        ({"dtype": "flaot16"}, "dtype flaot16 is unknown; did you mean float16"),
+        ({"quantization_config": {"bit": 8}}, "quantization_config has no 'bit'; did you mean bits"),
+        ({"quantization_config": {"bits": 3}}, "quantization_config has bits 3; choose 8 or 4"),
+        ({"quantization_config": {"group_size": 7}}, "quantization_config cannot be: group_size 7 is unknown"),
+        ({"quant": {"weight": {"q_groups": 8}}}, "quant has q_groups 8; give quantization_config"),
+        ({"max_out_tokens": 8, "min_out_tokens": 9}, "min_out_tokens must not exceed max_out_tokens, which is 8"),
+        ({"checkpoint_dict": {"checkpoints": ["a.bin"]}}, "checkpoint_dict names a.bin, which is no safetensors"),
+        ({"checkpoint_dict": {}}, "checkpoint_dict must hold 'checkpoints'"),
+        ({"checkpoint": "/no/such.json"}, "checkpoint_dict /no/such.json cannot be read"),
+        ({"injection_policy": {"Block": ["o_proj"]}}, "injection_policy lists 'o_proj' for Block; names are"),
+        ({"injection_policy": {"Block": {"a.b"}}}, "injection_policy must map a class to a list or tuple"),
+        ({"injection_policy": {}}, "injection_policy must be {Class"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_with_what_goes_instead(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidOption, match=f"^{words}") as caught:
+        DeepSpeedConfig(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_is_read_from_a_dict_or_a_file_and_must_not_be_contradicted(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"dtype": "bf16", "tensor_parallel": {"tp_size": 2}}))
+    read = DeepSpeedConfig.read(str(file))
+    assert read == DeepSpeedConfig.read({"dtype": "bf16"}, mp_size=2) == DeepSpeedConfig(2, "bf16")
+    with pytest.raises(InvalidOption, match="dtype is 'bf16' in config and 'fp32' beside it"):
+        DeepSpeedConfig.read({"dtype": "bf16"}, dtype="fp32")
+    with pytest.raises(InvalidOption, match="config is a DeepSpeedConfig: put dtype into it"):
+        DeepSpeedConfig.read(read, dtype="fp32")
+    with pytest.raises(InvalidOption, match="config must be a DeepSpeedConfig, a dict or a JSON file"):
+        DeepSpeedConfig.read(3)  # type: ignore[arg-type]
+    assert read.with_policy({"Block": ["a.b"]}).injection_policy == {"Block": ("a.b",)}
+    assert read.injection_policy is None
