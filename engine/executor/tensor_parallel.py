@@ -85,11 +85,12 @@ def start_tensor_parallel(config: EngineConfig, on_progress: Progress, on_lost: 
     `on_lost` is called in another thread when a rank has died, hangs, or cannot load its part.
     """
     started_s = time.monotonic()
-    assert config.tensor_parallel_size is not None
+    size = config.tensor_parallel_size
+    assert size is not None
     device: DeviceName = "cuda" if resolve_device(config.device).type == "cuda" else "cpu"
     config = replace(config, device=device)
-    check_division(config, config.tensor_parallel_size)
-    ranks = RankProcesses(config.tensor_parallel_size, config.rank_timeout_s, on_lost)
+    check_division(config, size)
+    ranks = RankProcesses(size, config.rank_timeout_s, on_lost)
     try:
         return _join(config, ranks, on_progress, started_s)
     except BaseException:
