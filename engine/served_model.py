@@ -146,6 +146,14 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     return served
 
 
+def check_division(config: EngineConfig, size: int) -> None:
+    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model. Reads no weights."""
+    checkpoint = open_for_rank(Path(config.model), 0, size)
+    model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
+    blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
+    plan_sharding(model, 0, size, blocks)
+
+
 def _pool_need(
     config: EngineConfig,
     model: PreTrainedModel,
