@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from distllm.engine.distributed.arrivals import Arrivals
-from distllm.engine.distributed.shared_memory_op import forget_segments, load_op, segment_paths, why_not
+from distllm.engine.distributed.shared_memory_op import (
+    ADDRESS,
+    forget_segments,
+    load_op,
+    segment_paths,
+    stale_segments,
+    why_not,
+)
 
 _SET_UP_TIMEOUT = timedelta(minutes=30)
 """Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
@@ -102,8 +109,8 @@ def why_gathered(device_type: str, size: int, num_local: int, num_cores: int) ->
 @contextlib.contextmanager
 def _segments(membership: Membership) -> Iterator[None]:
     """While ranks meet, the op's segments have names; the first rank leaves none before or after."""
-    paths = segment_paths("127.0.0.1", membership.name, membership.size) if membership.rank == 0 else []
-    forget_segments(paths)
+    paths = segment_paths(membership.name, membership.size) if membership.rank == 0 else []
+    forget_segments([*paths, *stale_segments()])
     try:
         yield
     finally:
@@ -118,7 +125,7 @@ def _set_environment(membership: Membership) -> None:
         LOCAL_RANK=str(membership.rank),
         WORLD_SIZE=str(membership.size),
         LOCAL_SIZE=str(membership.num_local),
-        MASTER_ADDR="127.0.0.1",
+        MASTER_ADDR=ADDRESS,
         MASTER_PORT=membership.name,
     )
     if membership.num_local == membership.size:

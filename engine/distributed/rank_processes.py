@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from distllm.engine.distributed.arrivals import Arrivals, Stillness, is_waited, 
 from distllm.engine.distributed.meeting_point import MeetingPoint
 from distllm.engine.distributed.rank import STALL_CHECK_S, Descriptors
 from distllm.engine.distributed.shared_bytes import create_descriptor
+from distllm.engine.distributed.shared_memory_op import new_name
 from distllm.engine.progress import OnLost
 
 logger = logging.getLogger("distllm.engine")
@@ -29,7 +29,7 @@ class RankProcesses:
 
     def __init__(self, size: int, timeout_s: float, on_lost: OnLost) -> None:
         self.size = size
-        self.name = str(secrets.randbelow(10**12))
+        self.name = new_name()
         self.frame_descriptor = create_descriptor()
         self._meeting_point = MeetingPoint()
         arrivals_descriptor = create_descriptor()

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import io
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,10 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 _SEGMENT_BYTES = 66 * 2**20 + 4096
 _SHARED_MEMORY = Path("/dev/shm")
+_NUM_RANDOM_DIGITS = 9
+ADDRESS = "127.0.0.1"
+"""What stands for MASTER_ADDR in the names of segments."""
 
 
 def why_not(size: int, num_cores: int) -> str | None:
@@ -74,10 +79,32 @@ def _exclusive_build_directory() -> Iterator[None]:
         yield
 
 
-def segment_paths(address: str, port: str, size: int) -> list[Path]:
-    """The files that the op makes: one a rank."""
-    prefix = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}"
-    return [_SHARED_MEMORY / f"{prefix}_{rank}" for rank in range(size)]
+def new_name() -> str:
+    """Digits for a run of ranks, by which `stale_segments` knows whether its first process still lives."""
+    return f"{os.getpid()}{secrets.randbelow(10**_NUM_RANDOM_DIGITS):0{_NUM_RANDOM_DIGITS}}"
+
+
+def segment_paths(name: str, size: int) -> list[Path]:
+    """The files that the op makes for the run of ranks called `name`: one a rank."""
+    return [_SHARED_MEMORY / f"{_prefix()}{name}_{rank}" for rank in range(size)]
+
+
+def stale_segments() -> list[Path]:
+    """What is left of ranks that were killed while they met."""
+    stale = []
+    for path in _SHARED_MEMORY.glob(f"{_prefix()}*_*"):
+        name = path.name.removeprefix(_prefix()).partition("_")[0]
+        if (
+            name.isdigit()
+            and len(name) > _NUM_RANDOM_DIGITS
+            and not psutil.pid_exists(int(name[:-_NUM_RANDOM_DIGITS]))
+        ):
+            stale.append(path)
+    return stale
+
+
+def _prefix() -> str:
+    return f"deepspeed_allreduce_buffer_{os.getuid()}_{ADDRESS}_"
 
 
 def forget_segments(paths: list[Path]) -> None:
