@@ -17,7 +17,8 @@ from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_r
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
-from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding, shrink
+from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding
+from distllm.engine.distributed.shrinking import shrink
 from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward

@@ -1,7 +1,4 @@
-"""Applies a sharding plan to a model: which part of which parameter a rank holds, and what of its modules changes.
-
-Works on a model without contents, on the meta device, so that a rank never holds more than its own part.
-"""
+"""Applies a sharding plan to a model: which part of which parameter a rank holds. Reads shapes alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,22 +71,6 @@ def plan_sharding(
             f"there is no sharding plan for {model_type}, only for {', '.join(PLANS)}; use --tensor-parallel-size 1"
         )
     return _Planner(model, blocks, rank, size, unit).plan()
-
-
-def shrink(model: PreTrainedModel, sharding: Sharding) -> None:
-    """Give the parameters of a model on the meta device the shapes of the rank's part, and modules their sizes."""
-    shrunk: dict[Tensor, nn.Parameter] = {}  # so that what was tied stays tied
-    for name, part in sharding.parts.items():
-        module_name, _, parameter_name = name.rpartition(".")
-        module = model.get_submodule(module_name)
-        whole = module.get_parameter(parameter_name)
-        if whole not in shrunk:
-            shape = [part.size() if dim == part.dim else size for dim, size in enumerate(whole.shape)]
-            shrunk[whole] = nn.Parameter(whole.new_empty(shape), requires_grad=False)
-        module.register_parameter(parameter_name, shrunk[whole])
-        _note_size(module)
-    for name, heads in sharding.heads.items():
-        _note_heads(model.get_submodule(name), heads)
 
 
 class _Planner:
@@ -235,52 +216,3 @@ def _spans(
         spans.append((offset + ranges[axis].start * width, offset + ranges[axis].stop * width))
         offset += counts[axis] * width
     return tuple(spans)
-
-
-def _note_size(module: Any) -> None:
-    """Let a linear layer or embedding know the shape of its weight."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, Conv1D):
-        module.nx, module.nf = module.weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.padding_idx = module.weight.shape[0], None
-
-
-class _LocalConfig:
-    """A config as one attention module of a rank sees it: the model's own, but for the numbers of heads."""
-
-    def __init__(self, config: Any, heads: HeadDivision) -> None:
-        self._config = config
-        self.num_attention_heads = len(heads.query)
-        self.num_key_value_heads = len(heads.kv)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
-
-
-def _note_heads(module: Any, heads: HeadDivision) -> None:
-    """Let an attention module know its numbers of heads, under the names that transformers' modules use."""
-    num_heads, num_kv_heads = len(heads.query), len(heads.kv)
-    known = {
-        "num_heads": num_heads,
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": num_kv_heads,
-        "num_key_value_groups": num_heads // num_kv_heads,
-        "split_size": num_heads * int(getattr(module, "head_dim", 0)),
-    }
-    for name, value in known.items():
-        if name in vars(module):
-            setattr(module, name, value)
-    if "config" in vars(module):
-        module.config = _LocalConfig(module.config, heads)
-
-
-def share_of(sharding: Sharding, model: PreTrainedModel) -> float:
-    """The part of all elements that the rank holds; `model` is whole, on the meta device."""
-    held = whole = 0
-    for name, parameter in model.named_parameters():
-        part = sharding.parts.get(name)
-        whole += parameter.numel()
-        held += parameter.numel() * part.size() // parameter.shape[part.dim] if part else parameter.numel()
-    return held / max(1, whole)

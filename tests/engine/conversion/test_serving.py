@@ -19,7 +19,8 @@ from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
 from distllm.engine.conversion.descriptor import read_descriptor
 from distllm.engine.conversion.linked import link_converted
 from distllm.engine.conversion.rank_checkpoint import open_for_rank
-from distllm.engine.distributed.sharding import plan_sharding, shrink
+from distllm.engine.distributed.sharding import plan_sharding
+from distllm.engine.distributed.shrinking import shrink
 from distllm.engine.factory import build_executor
 from distllm.engine.hub import resolve
 from distllm.engine.loading import build_on_meta, load_config, load_weights
