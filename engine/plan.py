@@ -81,7 +81,7 @@ def memory_plan(
     num_weight_bytes = weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    check_offload(config, device)
+    check_offload(config, device, is_stored_quantized=checkpoint.quantization is not None)
     try:
         offload = forecast_offload(checkpoint, config, need, num_weight_bytes, DTYPE_BYTES[dtype], free)
         num_blocks, refusal = _choose_pool(config, need, num_weight_bytes, free, offload)

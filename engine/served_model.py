@@ -117,7 +117,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     family = numerics_family(checkpoint, config)
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
-    lane = open_lane(config, device)
+    lane = open_lane(config, device, is_stored_quantized=checkpoint.quantization is not None)
     host = device if lane is None else torch.device("cpu")
     stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
     model, sharding = _load(checkpoint, config, dtype, host, group)
