@@ -35,6 +35,9 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py $(KERNELS)
 		{ echo "make: python3 must be 3.11 or later, with venv (on Debian: apt install python3-venv)" >&2; exit 1; }
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet -r requirements.lock
+	DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation \
+		--no-cache-dir --force-reinstall $$(grep ^deepspeed= requirements.lock) || \
+		echo "make: DeepSpeed's shared-memory operation was not built; ranks will build it when they start" >&2
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

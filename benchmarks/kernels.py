@@ -19,10 +19,19 @@ from distllm.engine.attention.paged_cpu import PagedCpuAttention
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.kernels.library import KernelsUnavailable
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
+from distllm.engine.kernels.quantized import pack_quantized, quantized_linear
+from distllm.engine.quantization.config import WeightScheme
+from distllm.engine.quantization.quantizer import quantize
 
 ROWS = (1, 4, 8, 16, 32, 64, 256)
 CONTEXTS = (128, 1024)
 STREAMS = (1, 16, 32)
+SCHEMES = (
+    WeightScheme(bits=8),
+    WeightScheme(bits=8, dynamic_activations=True),
+    WeightScheme(bits=4, group_size=32),
+    WeightScheme(bits=4, group_size=128),
+)
 
 
 def main() -> None:
@@ -77,6 +86,8 @@ def time_linear(kernels: CpuKernels, features: int, depth: int, rounds: int) -> 
         "torch float32": ([torch_layer(w) for w in weights], torch.float32),
         "torch bf16": ([torch_layer(w) for w in halves], torch.bfloat16),
     }
+    for scheme in SCHEMES:
+        layers[scheme.name] = [quantized_layer(kernels, w, scheme) for w in halves], torch.bfloat16
     if kernels.has_bf16_dot:
         layers["bf16 dot"] = ([packed_layer(kernels, w, dot=True) for w in halves], torch.bfloat16)
     print("rows  " + "".join(f"{name:>20}" for name in layers))
@@ -99,6 +110,11 @@ def time_linear(kernels: CpuKernels, features: int, depth: int, rounds: int) -> 
 def packed_layer(kernels: CpuKernels, weight: Tensor, dot: bool = False) -> Callable[[Tensor], Tensor]:
     packed = kernels.pack_linear(weight, "dot" if dot else "fma")
     return lambda x: kernels.linear(x, packed)
+
+
+def quantized_layer(kernels: CpuKernels, weight: Tensor, scheme: WeightScheme) -> Callable[[Tensor], Tensor]:
+    panels = pack_quantized(kernels, quantize(weight, scheme))
+    return lambda x: quantized_linear(kernels, x, panels)
 
 
 def torch_layer(weight: Tensor) -> Callable[[Tensor], Tensor]:

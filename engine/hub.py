@@ -31,6 +31,8 @@ from distllm.engine.checkpoint import (
     find_shards,
     open_checkpoint,
 )
+from distllm.engine.conversion.descriptor import read_descriptor
+from distllm.engine.conversion.rank_checkpoint import is_divided, open_for_rank
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SMALL_FILES = [
@@ -58,14 +60,15 @@ class ModelNotFound(Exception):
 def resolve(model: str, revision: str | None = None) -> Path:
     """The directory of a checkpoint whose files are all there.
 
-    `model` is a directory, or a hub name such as "owner/name", of which only config, tokenizer, chat templates and
-    the safetensors that its index names are fetched, with progress bars. Raises ModelNotFound.
+    `model` is a directory, the descriptor of a converted checkpoint, or a hub name such as "owner/name", of which
+    only config, tokenizer, chat templates and the safetensors that its index names are fetched, with progress bars.
+    Raises ModelNotFound.
     """
     directory = Path(model).expanduser()
     if directory.is_dir():
         return _check_directory(directory)
     if directory.exists():
-        raise ModelNotFound(f"{model} is a file; give the checkpoint's directory")
+        return _check_directory(_described(directory))
     if not _HUB_NAME.fullmatch(model):
         raise ModelNotFound(f"there is no directory {model}, and it is no hub name such as owner/name")
     return _fetch(model, revision)
@@ -75,10 +78,21 @@ def _check_directory(directory: Path) -> Path:
     if not (directory / "config.json").is_file():
         raise ModelNotFound(f"{directory} has no config.json; is it a Hugging Face checkpoint?")
     try:
-        find_shards(directory)
+        if not is_divided(directory):
+            find_shards(directory)
     except CheckpointError as error:
         raise ModelNotFound(str(error)) from None
     return directory
+
+
+def _described(file: Path) -> Path:
+    """The directory of a converted checkpoint whose descriptor is given."""
+    if file.suffix != ".json":
+        raise ModelNotFound(f"{file} is a file; give the checkpoint's directory")
+    try:
+        return read_descriptor(file).directory
+    except CheckpointError as error:
+        raise ModelNotFound(str(error)) from None
 
 
 def inspect(model: str, revision: str | None = None) -> Checkpoint:
@@ -88,7 +102,7 @@ def inspect(model: str, revision: str | None = None) -> Checkpoint:
     """
     directory = Path(model).expanduser()
     if directory.exists() or not _HUB_NAME.fullmatch(model):
-        return open_checkpoint(resolve(model, revision))
+        return open_for_rank(resolve(model, revision))
     with _one_line_errors(model, revision):
         directory = Path(snapshot_download(model, revision=revision, allow_patterns=["config.json", INDEX_NAME]))
         files = _weight_files(directory)

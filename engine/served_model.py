@@ -9,14 +9,15 @@ import torch
 from transformers import PreTrainedModel
 
 from distllm.engine.activation import activation_bytes
-from distllm.engine.checkpoint import Checkpoint, open_checkpoint
+from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
+from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect
-from distllm.engine.distributed.sharding import Sharding, plan_sharding, shrink
+from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding, shrink
 from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
@@ -34,6 +35,7 @@ from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, open_lane, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 from distllm.engine.stage_log import StageLog
@@ -109,7 +111,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
     device = resolve_device(config.device, 0 if group is None else group.rank)
-    checkpoint = open_checkpoint(Path(config.model))
+    checkpoint = open_for_rank(Path(config.model), *((0, 1) if group is None else (group.rank, group.size)))
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     family = numerics_family(checkpoint, config)
     compute = choose_compute(config, device, dtype, family, group)
@@ -166,9 +168,22 @@ def _load(
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
-    sharding = plan_sharding(model, group.rank, group.size, blocks)
+    unit = _inner_unit(checkpoint, config.quantization)
+    sharding = plan_sharding(model, group.rank, group.size, unit, blocks)
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
+
+
+def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None) -> int:
+    """Features of an MLP that stay on one rank: whole groups of quantized weights, where these are known.
+
+    A checkpoint that was divided before keeps its division.
+    """
+    if isinstance(checkpoint, RankCheckpoint):
+        return INNER_UNIT
+    if checkpoint.quantization is not None:
+        return max(GROUP_SIZES)
+    return max(INNER_UNIT, (quantization and quantization.group_size) or INNER_UNIT)
 
 
 def _inject_weights(

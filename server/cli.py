@@ -24,6 +24,7 @@ The OpenAI-compatible inference server for whatever hardware you have.
   distllm serve org/name             the same from the hub
   distllm plan ./my-checkpoint       what fits in memory, before loading anything
   distllm quantize org/name ./out    write a checkpoint with INT8 or INT4 weights
+  distllm convert org/name ./out     write one file a rank, which starts without slicing
   distllm eval a --against b         perplexity, and how far two models' predictions are apart
   distllm chat                       talk to a running server in the terminal
   distllm complete "Once upon"       stream one completion from a running server
@@ -54,6 +55,17 @@ examples:
 
 The output is in compressed-tensors' format, which other servers read as well. Embeddings and output head stay as
 they are.
+"""
+
+_CONVERT_EPILOG = """\
+examples:
+  distllm convert ./my-checkpoint ./two --tensor-parallel-size 2    one file for each of two ranks
+  distllm serve ./two                                               starts two ranks, each with its file
+  distllm convert ./two ./back --tensor-parallel-size 1             the Hugging Face checkpoint again, bit for bit
+  distllm convert --verify ./two                                    compare every file with its SHA-256
+
+IN is a directory with .safetensors, .bin or .pt weights, one such file beside its config.json, or a hub name. OUT
+must not exist, or be empty; it appears when all of it is written.
 """
 
 _EVAL_EPILOG = """\
@@ -116,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_plan(commands)
     _add_quantize(commands)
+    _add_convert(commands)
     _add_eval(commands)
     _add_chat(commands)
     _add_complete(commands)
@@ -161,6 +174,23 @@ def _add_quantize(commands: Any) -> None:
     _add_settings(quantize, {"model": sections()["model"]})
     quantize.add_argument("out", type=Path, metavar="OUT", help="directory to write, which must not exist")
     quantize.set_defaults(run=_quantize)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a checkpoint for several ranks",
+        description="Write one safetensors file a rank with DeepSpeed's descriptor, or a single checkpoint again.",
+        epilog=_CONVERT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("source", metavar="IN", help="checkpoint directory, file of weights, or hub name")
+    convert.add_argument("out", nargs="?", type=Path, metavar="OUT", help="directory to write")
+    convert.add_argument(
+        "--tensor-parallel-size", type=int, metavar="N", help="ranks to write for; 1: one checkpoint"
+    )
+    convert.add_argument("--verify", action="store_true", help="write nothing: compare IN with its manifest")
+    convert.set_defaults(run=_convert)
 
 
 def _add_eval(commands: Any) -> None:
@@ -262,6 +292,14 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from distllm.server.quantizing import quantize
 
     return quantize(_settings(arguments, ("model",)), arguments.out)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from distllm.server.conversion import convert, verify_converted
+
+    if arguments.verify:
+        return verify_converted(Path(arguments.source))
+    return convert(arguments.source, arguments.out, arguments.tensor_parallel_size)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
+from distllm.engine.conversion.descriptor import choose_size
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
@@ -21,7 +22,7 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
-from distllm.server.config import Settings
+from distllm.server.config import EngineSection, Settings
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
@@ -64,7 +65,7 @@ def find_checkpoint(settings: Settings) -> Path:
 def start_message(
     settings: Settings, checkpoint: Path, injection_policy: Mapping[str, tuple[str, ...]] | None = None
 ) -> StartEngine:
-    """What the engine process must know."""
+    """What the engine process must know. Raises CheckpointError."""
     engine, scheduler = settings.engine, settings.scheduler
     return StartEngine(
         engine=EngineConfig(
@@ -81,7 +82,7 @@ def start_message(
             offload=engine.offload,
             offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
             weights_bytes=_gib_to_bytes(engine.weights_memory),
-            tensor_parallel_size=None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size,
+            tensor_parallel_size=_num_ranks(engine, checkpoint),
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,
             quantization=settings.model.quantization_config,
@@ -95,6 +96,16 @@ def start_message(
         ),
         log_level=settings.server.log_level,
     )
+
+
+def _num_ranks(engine: EngineSection, checkpoint: Path) -> int | None:
+    """What the setting says; where it is not set, what a converted checkpoint was converted for.
+
+    Raises CheckpointError where they differ.
+    """
+    asked = None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size
+    is_set = "tensor_parallel_size" in engine.model_fields_set
+    return choose_size(checkpoint, asked if is_set else None) or asked
 
 
 def _gib_to_bytes(amount: float | None) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distllm.engine.distributed.arrivals import Arrivals
-from distllm.engine.distributed.shared_memory_op import forget_segments, segment_paths, why_not
+from distllm.engine.distributed.shared_memory_op import forget_segments, load_op, segment_paths, why_not
 
 _SET_UP_TIMEOUT = timedelta(minutes=30)
 """Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
@@ -37,18 +37,25 @@ class Membership:
 
 
 class DeepSpeedGroup:
-    """A RankGroup over processes. Every call waits for all ranks."""
+    """A RankGroup over processes. Every call waits for all ranks.
+
+    A process can be a rank once only: neither DeepSpeed's communication nor its shared-memory op starts anew.
+    """
 
     def __init__(self, membership: Membership, arrivals: Arrivals) -> None:
+        if torch.distributed.is_initialized():
+            raise RuntimeError("this process is a rank already; another model needs a process of its own")
         self.rank = membership.rank
         self.size = membership.size
         self._arrivals = arrivals
-        self._is_cpu = membership.device_type == "cpu"
+        self._device = torch.device("cpu" if membership.device_type == "cpu" else f"cuda:{membership.rank}")
         self._sum = self._sum_in_shared_memory if membership.shares_memory else self._sum_gathered
         _set_environment(membership)
+        if membership.shares_memory:
+            load_op()
         with _segments(membership):
             self._comm = _init_distributed(membership)
-            self.gather_numbers([])  # all have mapped the segments, and need their names no more
+            self.gather_numbers([0])  # all have mapped the segments, and need their names no more
 
     def sum_rows(self, rows: Tensor) -> Tensor:
         """As RankGroup says; `rows` may be overwritten."""
@@ -56,8 +63,7 @@ class DeepSpeedGroup:
             return self._sum(rows if rows.is_contiguous() else rows.contiguous())
 
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
-        device = "cpu" if self._is_cpu else "cuda"
-        own = torch.tensor(numbers, dtype=torch.int64, device=device)
+        own = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         everyone = [torch.empty_like(own) for _ in range(self.size)]
         with self._arrivals.waiting():
             self._comm.all_gather(everyone, own)

@@ -73,7 +73,7 @@ def _run(start: dict[str, Any], descriptors: Descriptors, control: Connection) -
     forward = served.forward_over(pool.num_blocks)
     frame = StepFrame(descriptors.frame, pool.frame_size)
     check = RankCheck(served.model, config.rank_check_steps)
-    group.gather_numbers([])
+    group.gather_numbers([0])  # all are ready for steps
     _watch_first_rank(arrivals, config.rank_timeout_s)
     while True:
         control.recv_bytes()

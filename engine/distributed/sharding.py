@@ -54,8 +54,16 @@ class Sharding:
     vocabularies: tuple[range, ...]
 
 
-def plan_sharding(model: PreTrainedModel, rank: int, size: int, blocks: Sequence[Block] | None = None) -> Sharding:
-    """The part of `model` that `rank` of `size` holds; `blocks` None takes the plan of its type.
+def plan_sharding(
+    model: PreTrainedModel,
+    rank: int,
+    size: int,
+    unit: int = INNER_UNIT,
+    blocks: Sequence[Block] | None = None,
+) -> Sharding:
+    """The part of `model` that `rank` of `size` holds; `unit` features of an MLP stay together where they can.
+
+    `blocks` None takes the plan of the model's type.
 
     Raises CannotDivide, naming what forbids it.
     """
@@ -65,7 +73,7 @@ def plan_sharding(model: PreTrainedModel, rank: int, size: int, blocks: Sequence
         raise CannotDivide(
             f"there is no sharding plan for {model_type}, only for {', '.join(PLANS)}; use --tensor-parallel-size 1"
         )
-    return _Planner(model, blocks, rank, size).plan()
+    return _Planner(model, blocks, rank, size, unit).plan()
 
 
 def shrink(model: PreTrainedModel, sharding: Sharding) -> None:
@@ -87,11 +95,11 @@ def shrink(model: PreTrainedModel, sharding: Sharding) -> None:
 class _Planner:
     """Walks a model and collects what its blocks divide."""
 
-    def __init__(self, model: PreTrainedModel, blocks: Sequence[Block], rank: int, size: int) -> None:
+    def __init__(self, model: PreTrainedModel, blocks: Sequence[Block], rank: int, size: int, unit: int) -> None:
         config = model.config.get_text_config()
         self._model = model
         self._blocks = blocks
-        self._rank, self._size = rank, size
+        self._rank, self._size, self._unit = rank, size, unit
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
         self._num_layers = int(config.num_hidden_layers)
@@ -128,7 +136,7 @@ class _Planner:
         counts = {Axis.QUERY_HEADS: self._num_heads, Axis.KV_HEADS: self._num_kv_heads, Axis.INNER: num_inner}
         ranges = {Axis.QUERY_HEADS: heads.query, Axis.KV_HEADS: heads.kv}
         if block.row_axis is Axis.INNER:
-            ranges[Axis.INNER] = divide(num_inner, self._size, INNER_UNIT)[self._rank]
+            ranges[Axis.INNER] = divide(num_inner, self._size, self._unit)[self._rank]
         else:
             self._heads[name] = heads
         for column in block.columns:

@@ -3,7 +3,7 @@
 A stored tensor may be renamed, or be one of several that transformers' conversion stacks or joins to a parameter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +39,36 @@ def take_parts(model: PreTrainedModel, stored: Mapping[str, Any], parts: Mapping
 
     Raises CannotDivide where a parameter that is divided comes from tensors that cannot be.
     """
+    found = find_parts(model, {name: whole.get_shape() for name, whole in stored.items()}, parts)
+    return {name: PartOfStored(whole, found[name]) if name in found else whole for name, whole in stored.items()}
+
+
+def find_parts(
+    model: PreTrainedModel, shapes: Mapping[str, Sequence[int]], parts: Mapping[str, Part]
+) -> dict[str, Part]:
+    """The parts of stored tensors, from those of the parameters that they become; what is not named is whole.
+
+    `shapes` are those of whole tensors by name. Raises as take_parts does.
+    """
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     names = model.state_dict()
-    taken = dict(stored)
-    for source in sorted(stored):
+    found = {}
+    for source in sorted(shapes):
         target, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, names)
         part = parts.get(target if target in names else source)
         if part is not None and pattern is not None:
-            part = _before_conversion(source, part, by_pattern[pattern], pattern, stored[source].get_shape())
+            part = _before_conversion(source, part, by_pattern[pattern], pattern, shapes[source])
         if part is not None:
-            taken[source] = PartOfStored(stored[source], part)
-    return taken
+            found[source] = part
+    return found
 
 
-def _before_conversion(source: str, part: Part, converter: WeightConverter, pattern: str, shape: list[int]) -> Part:
+def _before_conversion(
+    source: str, part: Part, converter: WeightConverter, pattern: str, shape: Sequence[int]
+) -> Part:
     """The part of one of the tensors that are stacked along a new first dimension and then joined along another."""
     stack, *rest = converter.operations
     is_known = isinstance(stack, MergeModulelist) and stack.dim == 0 and len(rest) <= 1

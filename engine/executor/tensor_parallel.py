@@ -122,7 +122,7 @@ def _join(
     own = served.forward_over(pool.num_blocks)
     frame = StepFrame(ranks.frame_descriptor, pool.frame_size)
     check = RankCheck(served.model, config.rank_check_steps)
-    group.gather_numbers([])  # all are ready for steps
+    group.gather_numbers([0])  # all are ready for steps
     ranks.expect_progress()
     info = served.info(pool.num_blocks, pool.block_bytes, pool.weight_bytes, time.monotonic() - started_s)
     forward = ShardedForward(own, frame, ranks, ranks.arrivals, check)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from distllm.engine.injection.mapped_pages import MappedPages
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, register_experts
 from distllm.engine.injection.packed_weight import PackedWeight, Panels
 from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
@@ -57,7 +58,7 @@ class _WeightPacker:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         kernels: CpuKernels,
         schemes: Schemes,
         on_progress: Callable[[float], None],
@@ -69,12 +70,16 @@ class _WeightPacker:
         self._on_progress = on_progress
         self._on_packed = on_packed
         self._users = _modules_by_weight(model)
+        self._pages = MappedPages()
         self._num_bytes = sum(map(_dense_bytes, weights_of(model)))
         self._done_bytes = 0
         self.packed_bytes = 0
 
     @torch.inference_mode()
     def pack(self) -> None:
+        head = self._model.get_output_embeddings()
+        if type(head) is nn.Linear:  # the largest weight first, while the least memory is taken
+            self._pack(head)
         for module in self._model.modules():
             self._pack_together(projections_to_fuse(module))
             if isinstance(module, Conv1D):
@@ -132,6 +137,8 @@ class _WeightPacker:
             if not all(parts[0].goes_with(part) for part in parts[1:]):
                 return None
             panels = pack_quantized(self._kernels, concatenate(parts))
+        for weight in dense:
+            self._pages.forget(weight)
         self.packed_bytes += panels.num_bytes
         self._done_bytes += sum(map(_dense_bytes, weights))
         self._on_progress(self._done_bytes / self._num_bytes)
@@ -159,11 +166,13 @@ def _dense_bytes(weight: Weight) -> int:
 
 def _copy_parameters(model: nn.Module) -> None:
     copies: dict[int, nn.Parameter] = {}
+    pages = MappedPages()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in copies:
                     copies[id(parameter)] = nn.Parameter(parameter.clone(), requires_grad=False)
+                    pages.forget(parameter)
                 module._parameters[name] = copies[id(parameter)]
 
 

@@ -14,6 +14,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, StoredTensor
+from distllm.engine.distributed.sharding import Part
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, register_experts
 from distllm.engine.quantization.formats import read_weight
 from distllm.engine.quantization.stored import FIELDS, StoredQuantization
@@ -44,14 +45,21 @@ class _Reader:
     device: torch.device
 
     def weight(
-        self, parts: Sequence[StoredPart], shape: tuple[int, ...], *, is_transposed: bool = False
+        self,
+        parts: Sequence[StoredPart],
+        shape: tuple[int, ...],
+        held: Part | None,
+        *,
+        is_transposed: bool = False,
     ) -> QuantizedWeight:
-        """Of `shape`, the rows of `parts` one after the other."""
+        """Of `shape`, the rows of `parts` one after the other; `held` says which of them, or of the inputs."""
         rows, columns = reversed(shape) if is_transposed else shape
-        load = partial(self._read, parts, (rows, columns))
+        if held is not None and is_transposed:
+            held = Part(1 - held.dim, held.spans)
+        load = partial(self._read, parts, (rows, columns), held)
         return QuantizedWeight(load, (rows, columns), self.dtype, is_transposed=is_transposed)
 
-    def _read(self, parts: Sequence[StoredPart], shape: tuple[int, int]) -> QuantizedTensor:
+    def _read(self, parts: Sequence[StoredPart], shape: tuple[int, int], held: Part | None) -> QuantizedTensor:
         """Raises CheckpointError where what is stored does not fit."""
         read = [self._read_part(part) for part in parts]
         if not all(read[0].goes_with(part) for part in read[1:]):
@@ -59,6 +67,8 @@ class _Reader:
                 f"{parts[0].layer} and {parts[1].layer} are quantized differently; they must agree"
             )
         tensor = concatenate(read)
+        if held is not None:
+            tensor = _take(parts[0].layer, tensor, held)
         if (tensor.out_features, tensor.in_features) != shape:
             found = (tensor.out_features, tensor.in_features)
             raise CheckpointError(f"{parts[0].layer} has shape {found}, config.json asks for {shape}")
@@ -75,10 +85,23 @@ class _Reader:
             raise CheckpointError(f"{part.layer}: {error}") from None
 
 
+def _take(layer: str, tensor: QuantizedTensor, held: Part) -> QuantizedTensor:
+    try:
+        return tensor.take_rows(held.spans) if held.dim == 0 else tensor.take_columns(held.spans)
+    except ValueError as error:
+        raise CheckpointError(f"{layer} cannot be divided over ranks: {error}") from None
+
+
 def attach_stored_weights(
-    model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    held: Mapping[str, Part],
 ) -> set[str]:
     """Put the checkpoint's quantized weights in the place of the model's. Returns the names of their tensors.
+
+    `held` says of which parameters the model holds only a part.
 
     Raises CheckpointError for a weight that the model has no place for.
     """
@@ -97,7 +120,7 @@ def attach_stored_weights(
         places[parameter][place] = layer
     for parameter, names in places.items():
         parts = {place: StoredPart(name, layers[name]) for place, name in sorted(names.items())}
-        _attach(model, parameter, _Reader(quantization, dtype, device), parts)
+        _attach(model, parameter, _Reader(quantization, dtype, device), parts, held.get(parameter))
     return {tensor.name for fields in layers.values() for tensor in fields.values()}
 
 
@@ -145,7 +168,9 @@ class PlaceFinder:
         return name, (int(expert[1]), converter.source_patterns.index(pattern))
 
 
-def _attach(model: PreTrainedModel, name: str, reader: "_Reader", parts: Mapping[Place, StoredPart]) -> None:
+def _attach(
+    model: PreTrainedModel, name: str, reader: "_Reader", parts: Mapping[Place, StoredPart], held: Part | None
+) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     parameter = module._parameters.pop(attribute)
@@ -153,7 +178,7 @@ def _attach(model: PreTrainedModel, name: str, reader: "_Reader", parts: Mapping
     module._is_hf_initialized = True  # or transformers would draw its weights at random
     if attribute == "weight":
         weight = reader.weight(
-            list(parts.values()), tuple(parameter.shape), is_transposed=isinstance(module, Conv1D)
+            list(parts.values()), tuple(parameter.shape), held, is_transposed=isinstance(module, Conv1D)
         )
         module.weight = weight
         return
@@ -162,6 +187,8 @@ def _attach(model: PreTrainedModel, name: str, reader: "_Reader", parts: Mapping
         by_expert[expert].append(part)
     if sorted(by_expert) != list(range(len(parameter))):
         raise CheckpointError(f"{name} lacks some of its {len(parameter)} experts")
-    setattr(module, attribute, [reader.weight(by_expert[i], tuple(parameter.shape[1:])) for i in sorted(by_expert)])
+    of_expert = None if held is None else Part(held.dim - 1, held.spans)
+    weights = [reader.weight(by_expert[i], tuple(parameter.shape[1:]), of_expert) for i in sorted(by_expert)]
+    setattr(module, attribute, weights)
     register_experts()
     model.set_experts_implementation(EXPERTS_NAME)

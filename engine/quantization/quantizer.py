@@ -6,7 +6,7 @@ from torch import Tensor
 from distllm.engine.quantization.config import QuantizationError, WeightScheme
 from distllm.engine.quantization.tensor import MIDDLE, CodeFormat, QuantizedTensor, concatenate, pack_halves
 
-_ELEMENTS_AT_ONCE = 1 << 22
+_ELEMENTS_AT_ONCE = 1 << 20
 _LEAST_SCALE = 1e-30
 
 

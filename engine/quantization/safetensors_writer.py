@@ -3,26 +3,36 @@
 The format: header length (8 bytes, little endian) | header (JSON) | tensor bytes, without gaps.
 """
 
+import hashlib
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-_NAMES = {
+DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""What a safetensors header calls a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +46,55 @@ class PlannedTensor:
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype, *shape: int) -> "PlannedTensor":
-        return cls(name, _NAMES[dtype], shape, torch.Size(shape).numel() * dtype.itemsize)
+        return cls(name, DTYPE_NAMES[dtype], shape, torch.Size(shape).numel() * dtype.itemsize)
+
+
+class SafetensorsFile:
+    """A file that takes its tensors in the order of `planned`. Knows the SHA-256 of what it has written."""
+
+    def __init__(self, path: Path, planned: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> None:
+        self._planned = iter(planned)
+        self._digest = hashlib.sha256()
+        self._file = path.open("wb")
+        self._write(_header(planned, metadata))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, tensor: Tensor) -> int:
+        """Write the next of the planned tensors. Returns its bytes."""
+        plan = next(self._planned)
+        assert (tuple(tensor.shape), tensor.nbytes) == (plan.shape, plan.num_bytes), plan.name
+        self._write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        return plan.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
 
 
 def write_safetensors(path: Path, planned: Sequence[PlannedTensor], tensors: Iterable[Tensor]) -> None:
     """Write `tensors`, which come in the order of `planned` and are taken one at a time."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    with SafetensorsFile(path, planned, {"format": "pt"}) as file:
+        for _, tensor in zip(planned, tensors, strict=True):
+            file.append(tensor)
+
+
+def _header(planned: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """With its length before it, and filled up to a multiple of eight bytes."""
+    entries: dict[str, object] = {"__metadata__": metadata}
     begin = 0
     for plan in planned:
         end = begin + plan.num_bytes
         entries[plan.name] = {"dtype": plan.dtype, "shape": plan.shape, "data_offsets": (begin, end)}
         begin = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for plan, tensor in zip(planned, tensors, strict=True):
-            assert (tuple(tensor.shape), tensor.nbytes) == (plan.shape, plan.num_bytes), plan.name
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return struct.pack("<Q", len(header)) + header

@@ -53,6 +53,26 @@ class QuantizedTensor:
         zeros = None if self.zeros is None else self.zeros[start:stop]
         return replace(self, codes=self.codes[start:stop], scales=self.scales[start:stop], zeros=zeros)
 
+    def take_rows(self, spans: Sequence[tuple[int, int]]) -> "QuantizedTensor":
+        """Output features of several spans [start, stop), one after the other."""
+        return concatenate([self.rows(start, stop) for start, stop in spans], are_of_one=True)
+
+    def take_columns(self, spans: Sequence[tuple[int, int]]) -> "QuantizedTensor":
+        """Inputs of several spans [start, stop). Raises ValueError where they cut a group, or inputs are sorted."""
+        group = self.in_features // self.num_groups if self.num_groups > 1 else 2
+        if self.input_order is not None:
+            raise ValueError("its inputs are sorted by their groups (desc_act), so that they cannot be divided")
+        if any(bound % group for span in spans for bound in span):
+            raise ValueError(f"groups of {group} inputs would be cut")
+        per_byte = 2 if self.format == "int4" else 1
+        codes = [self.codes[:, start // per_byte : stop // per_byte] for start, stop in spans]
+        if self.num_groups == 1:
+            return replace(self, codes=torch.cat(codes, dim=1))
+        bounds = [slice(start // group, stop // group) for start, stop in spans]
+        zeros = None if self.zeros is None else torch.cat([self.zeros[:, part] for part in bounds], dim=1)
+        scales = torch.cat([self.scales[:, part] for part in bounds], dim=1)
+        return replace(self, codes=torch.cat(codes, dim=1), scales=scales, zeros=zeros)
+
     def to(self, device: torch.device) -> "QuantizedTensor":
         return replace(
             self,
@@ -89,12 +109,12 @@ class QuantizedTensor:
         )
 
 
-def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
-    """Their rows one after the other; all must go with the first."""
+def concatenate(parts: Sequence[QuantizedTensor], *, are_of_one: bool = False) -> QuantizedTensor:
+    """Their rows one after the other; all must go with the first, or be rows of one tensor."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    assert all(first.goes_with(part) for part in parts)
+    assert are_of_one or all(first.goes_with(part) for part in parts)
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return replace(
         first,

@@ -40,28 +40,37 @@ float encode_kv(KvCodes codes, const T* x, int dim, uint8_t* to) {
   return range.largest / 448.0f + range.not_finite;
 }
 
+// The code in the lowest byte of each word.
 template <KvCodes codes>
-DISTLLM_INLINE Floats decode_kv(const uint8_t* from) {
-  typedef int8_t Signed __attribute__((vector_size(kLanes)));
-  Signed bytes;
-  std::memcpy(&bytes, from, sizeof(bytes));
-  const Words words = __builtin_convertvector(bytes, Words);
-  if constexpr (codes == KvCodes::kInt8) return __builtin_convertvector(words, Floats);
-  return decode<Codes::kFloat8, 0>(words & 0xff, Floats{});
+DISTLLM_INLINE Words decode_kv(Words words) {
+  if constexpr (codes == KvCodes::kInt8) return (Words)__builtin_convertvector((words << 24) >> 24, Floats);
+  return (Words)decode<Codes::kFloat8, 0>(words & 0xff, Floats{});
+}
+
+// Codes two by two, as words, to pairs of bf16.
+template <KvCodes codes>
+DISTLLM_INLINE Words widen_pairs(const uint8_t* from) {
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  Halves pairs;
+  std::memcpy(&pairs, from, sizeof(pairs));
+  const Words words = __builtin_convertvector(pairs, Words);
+  return (Words)((Bits)decode_kv<codes>(words) >> 16 | (Bits)decode_kv<codes>(words >> 8));
 }
 
 // `count` codes, a multiple of 16, to bf16; meanwhile those at `next` are fetched.
 template <KvCodes codes>
 void widen_kv(const uint8_t* from, const uint8_t* next, size_t count, uint16_t* to) {
-  for (size_t i = 0; i < count; i += 16) {
+  constexpr size_t kStep = 2 * kLanes;
+  for (size_t i = 0; i + kStep <= count; i += kStep) {
     if (i % 64 == 0) __builtin_prefetch(next + i);
-    Halves halves[kParts];
-    unrolled<kParts>([&](auto part) DISTLLM_INLINE_LAMBDA {
-      const Words bits = (Words)decode_kv<codes>(from + i + part * kLanes);
-      halves[part] = __builtin_convertvector(bits >> 16, Halves);
-    });
-    write_parts(halves, to + i);
+    const Words pairs = widen_pairs<codes>(from + i);
+    std::memcpy(to + i, &pairs, sizeof(pairs));
   }
+  if (count % kStep == 0) return;
+  uint8_t last[kStep] = {};  // of an odd number of dimensions
+  std::memcpy(last, from + count / kStep * kStep, count % kStep);
+  const Words pairs = widen_pairs<codes>(last);
+  std::memcpy(to + count / kStep * kStep, &pairs, 2 * (count % kStep));
 }
 
 }  // namespace distllm

@@ -21,17 +21,21 @@ struct Call {
   const uint8_t* zeros;  // or null
   int group;             // inputs of a group, a multiple of 8
 
-  int padded() const { return padded_codes(linear.depth); }
-  int groups() const { return (padded() + group - 1) / group; }
-  int spans_per_group() const { return (group + kWidenedSpan - 1) / kWidenedSpan; }
-  int spans() const { return groups() * spans_per_group(); }
-  int group_of(int span) const { return span / spans_per_group(); }
-  // The inputs [begin, end) of a span; none at the end of a group that is no multiple of the widest span.
-  std::pair<int, int> inputs_of(int span) const {
-    const int begin = group_of(span) * group + span % spans_per_group() * kWidenedSpan;
-    return {begin, std::max(begin, std::min({begin + kWidenedSpan, (group_of(span) + 1) * group, padded()}))};
-  }
+  int padded, num_groups;  // inputs with padding, and their groups
+
+  int num_spans() const { return num_groups * ((group + kWidenedSpan - 1) / kWidenedSpan); }
 };
+
+// body(index, group, begin, end) for the spans of inputs in order. Without a division: it runs for every few panels.
+template <class F>
+DISTLLM_INLINE void for_each_span(const Call& call, const F& body) {
+  int index = 0;
+  for (int group = 0, begin = 0; group < call.num_groups; ++group) {
+    const int end = std::min(begin + call.group, call.padded);
+    for (; begin < end; begin += kWidenedSpan) body(index++, group, begin, std::min(begin + kWidenedSpan, end));
+    begin = end;
+  }
+}
 
 // What a call reads: x itself, or its rounded rows with the sums [rows][spans] of their parts.
 template <class T>
@@ -59,18 +63,17 @@ void arrange_tile(const Source<T>& source, int row, int rows, int padded, InputO
     quad_tile(x, source.stride, rows, padded, to);
 }
 
-// The span of that index, without what is widened of it.
+// Inputs [begin, end), all of one group, without what is widened of them.
 template <Codes codes, int P>
-Span<P> span_at(const Call& call, size_t panel, int index) {
-  const auto [begin, end] = call.inputs_of(index);
+DISTLLM_INLINE Span<P> span_of(const Call& call, size_t panel, int group, int begin, int end) {
   Span<P> span{begin, end - begin, {}, {}, {}, {}};
   for (size_t p = 0; p < P; ++p) {
-    const size_t at = ((panel + p) * (size_t)call.groups() + (size_t)call.group_of(index)) * 16;
+    const size_t at = ((panel + p) * (size_t)call.num_groups + (size_t)group) * 16;
     const bool is_float = call.scale_type == DType::kFloat32;
     span.scale[p] = is_float ? load((const float*)call.scales + at) : load((const uint16_t*)call.scales + at);
     const I32x16 zero = call.zeros ? load_bytes(call.zeros + at) : broadcast_word(codes == Codes::kInt4 ? 8 : 128);
     span.zero[p] = zeros() - as_floats(zero);
-    const size_t word = ((panel + p) * (size_t)call.padded() + (size_t)begin) / kCodesPerWord<codes>;
+    const size_t word = ((panel + p) * (size_t)call.padded + (size_t)begin) / kCodesPerWord<codes>;
     span.codes[p] = (const uint32_t*)call.linear.weight + word * 16;
   }
   return span;
@@ -83,11 +86,10 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
   alignas(64) float total[kBlockRows * P * 16];
   using Weight = typename Panel<kWidenedKind<product>>::Weight;
   alignas(64) Weight widened[product == Product::kByteDot ? 1 : P * kWidenedSpan * 16];
-  const int first_row = tiles.begin(first), rows = tiles.begin(last) - first_row;
+  const int first_row = tiles.begin(first), rows = tiles.begin(last) - first_row, num_spans = call.num_spans();
   std::fill_n(total, rows * P * 16, 0.0f);
-  for (int index = 0; index < call.spans(); ++index) {
-    Span<P> span = span_at<codes, P>(call, panel, index);
-    if (span.depth == 0) continue;
+  for_each_span(call, [&](int index, int group, int begin, int end) {
+    Span<P> span = span_of<codes, P>(call, panel, group, begin, end);
     if constexpr (product != Product::kByteDot)
       for (int p = 0; p < P; ++p) {
         widen_codes<codes>(span.codes[p], span.zero[p], span.depth, widened + p * kWidenedSpan * 16);
@@ -95,11 +97,11 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
       }
     for (int tile = first; tile < last; ++tile) {
       const int row = tiles.begin(tile), size = tiles.size(tile);
-      const int skipped = (row * call.padded() + span.begin * size) / kNumbersPerInput<product>;
-      const int32_t* const own = sums ? sums + row * call.spans() + index : nullptr;
-      add_span_for<product, P>(size)(inputs + skipped, span, own, call.spans(), total + (row - first_row) * P * 16);
+      const int skipped = (row * call.padded + begin * size) / kNumbersPerInput<product>;
+      const int32_t* const own = sums ? sums + row * num_spans + index : nullptr;
+      add_span_for<product, P>(size)(inputs + skipped, span, own, num_spans, total + (row - first_row) * P * 16);
     }
-  }
+  });
   const int feature = (int)panel * kPanelWidth, features = std::min(P * kPanelWidth, call.linear.features - feature);
   if (call.linear.out_type == DType::kFloat32)
     finish<float>(call.linear, total, P * 16, first_row, rows, feature, features);
@@ -111,12 +113,12 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
 template <Product product, Codes codes, int P, class T>
 void run_groups(Session& session, const Call& call, const Source<T>& source) {
   const Tiling tiles(call.linear.rows, kMaxTileRows<P>);
-  const size_t row_size = (size_t)call.padded() / kNumbersPerInput<product>;
+  const size_t row_size = (size_t)call.padded / kNumbersPerInput<product>;
   auto* const inputs =
       session.scratch<InputOf<product>>(session.num_threads(), (size_t)call.linear.rows * row_size);
   const auto arrange = [&](int tile, int) {
     const int row = tiles.begin(tile);
-    arrange_tile<product>(source, row, tiles.size(tile), call.padded(), inputs + (size_t)row * row_size);
+    arrange_tile<product>(source, row, tiles.size(tile), call.padded, inputs + (size_t)row * row_size);
   };
   if ((size_t)call.linear.rows * row_size >= 16384)
     session.for_each(tiles.count, arrange);
@@ -149,17 +151,16 @@ void run(Session& session, const Call& call, const Source<T>& source) {
 // Rounds every row of x, with the scratch memory of thread 0 and its scales in `call`.
 template <class T>
 Source<int8_t> round_rows(Session& session, const T* x, Call& call) {
-  const size_t rows = (size_t)call.linear.rows, padded = (size_t)call.padded(), spans = (size_t)call.spans();
+  const size_t rows = (size_t)call.linear.rows, padded = (size_t)call.padded, spans = (size_t)call.num_spans();
   float* const scales = session.scratch<float>(0, rows + rows * spans + rows * padded / sizeof(float));
   auto* const sums = (int32_t*)(scales + rows);
   auto* const codes = (int8_t*)(sums + rows * spans);
   session.for_each(call.linear.rows, [&](int row, int) {
     int8_t* const own = codes + (size_t)row * padded;
     scales[row] = round_row(x + row * call.linear.x_stride, call.linear.depth, (int)padded, own);
-    for (int index = 0; index < (int)spans; ++index) {
-      const auto [begin, end] = call.inputs_of(index);
+    for_each_span(call, [&](int index, int, int begin, int end) {
       sums[(size_t)row * spans + (size_t)index] = std::accumulate(own + begin, own + end, 0);
-    }
+    });
   });
   call.linear.row_scales = scales;
   return {codes, (ptrdiff_t)padded, (int)padded, sums};
@@ -200,7 +201,8 @@ DISTLLM_API int distllm_quantized_linear(Pool* pool, int product, int codes, int
                                          int depth, int features) {
   const Call call{{x, x_stride, (DType)x_type, weight, bias, (DType)bias_type, out, out_stride, (DType)out_type, rows,
                    depth, features},
-                  scales, (DType)scale_type, zeros, padded_codes(group)};
+                  scales, (DType)scale_type, zeros, padded_codes(group), padded_codes(depth),
+                  (padded_codes(depth) + padded_codes(group) - 1) / padded_codes(group)};
   return guarded([&] {
     Session session(*pool);
     if (is_rounded)

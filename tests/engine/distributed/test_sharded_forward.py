@@ -13,7 +13,10 @@ from torch import Tensor
 from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.config import EngineConfig
+from distllm.engine.executor.local import LocalExecutor
+from distllm.engine.factory import build_executor
 from distllm.engine.forward import ModelForward
+from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.served_model import prepare_model
 from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
 from tests.engine.test_forward import KINDS, NUM_BLOCKS, SCHEDULES, TOLERANCE, Part, Schedule, make_stories
@@ -27,9 +30,9 @@ def load_in_turn() -> Iterator[None]:
     """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
     lock, load = threading.Lock(), served_model._load
 
-    def locked_load(*args: Any) -> Any:
+    def locked_load(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            return load(*args)
+            return load(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(served_model, "_load", locked_load)
@@ -95,3 +98,25 @@ def test_bits_do_not_depend_on_chunks_or_company(ranks: Callable[..., Ranks], ki
     for step in steps:
         for part, logits in zip(step, run(forwards, step), strict=True):
             assert torch.equal(logits, alone[stories.index(part.story)][part.start : part.end])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "phi3"])
+def test_weights_in_groups_are_quantized_as_one_rank_does(checkpoint: Callable[[str], Path], kind: str) -> None:
+    """A group is never cut, so both have the same codes and scales."""
+    quantization = QuantizationConfig(bits=4, group_size=32)
+    config = EngineConfig(
+        model=str(checkpoint(kind)), device="cpu", dtype="float32", quantization=quantization, max_model_len=128,
+        num_blocks=NUM_BLOCKS, num_threads=1,
+    )  # fmt: skip
+    one = build_executor(config, lambda *_: None)
+    assert isinstance(one, LocalExecutor)
+
+    def load(group: ThreadGroup) -> ModelForward:
+        return prepare_model(config, lambda *_: None, group).forward_over(NUM_BLOCKS)
+
+    two = on_every_rank(2, load)
+    (story,) = make_stories(8, [40])
+    step = [Part(story, 0, 40)]
+    expected = one.runner.forward(build_step_tensors([step[0].chunk()], range(40)))
+    (logits,) = run(two, step)
+    assert (logits - expected).abs().max() < TOLERANCE
