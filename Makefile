@@ -7,7 +7,7 @@ MODEL ?=
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup serve test check bench wire lock clean
+.PHONY: setup serve test soak check bench wire lock clean
 
 serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:8000
 	$(VENV)/bin/distllm serve $(MODEL)
@@ -15,6 +15,10 @@ serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:80
 test: export HF_HUB_OFFLINE ?= 1
 test: $(INSTALLED)  ## the whole test suite
 	$(PYTHON) -m pytest
+
+soak: export HF_HUB_OFFLINE ?= 1
+soak: $(INSTALLED)  ## minutes of faults: three ranks, every way to lose one
+	$(PYTHON) -m pytest -m soak
 
 check: $(INSTALLED)  ## style, types and the layers of the house
 	$(VENV)/bin/ruff check .

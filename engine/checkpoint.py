@@ -149,21 +149,32 @@ def refuse_pointer(path: Path) -> None:
 def find_shards(path: Path) -> list[Path]:
     """The safetensors files that hold the model's weights, every one of them present."""
     if (path / INDEX_NAME).is_file():
-        weight_map = read_json(path / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{path / INDEX_NAME} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{path / INDEX_NAME} names a file outside the checkpoint")
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
-        return [path / name for name in names]
+        return indexed_files(path / INDEX_NAME)
     if (path / WEIGHTS_NAME).is_file():
         return [path / WEIGHTS_NAME]
-    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.gguf")):
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        remedy = f"distllm convert {path} OUT --tensor-parallel-size 1"
+        raise CheckpointError(f"{path} has no safetensors files; convert those that it has: `{remedy}`")
+    if any(path.glob("*.gguf")):
         raise CheckpointError(f"{path} has no safetensors files; convert its weights with save_pretrained")
+    if any(path.glob("tp_*_of_*.safetensors")):
+        remedy = f"distllm convert {path} OUT --tensor-parallel-size 1"
+        raise CheckpointError(f"{path} was converted for several ranks; put it together first: `{remedy}`")
     raise CheckpointError(f"{path} has no {WEIGHTS_NAME} and no {INDEX_NAME}")
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index names, beside it. Raises CheckpointError where one is missing."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{index} names a file outside the checkpoint")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
+    return [index.parent / name for name in names]
 
 
 def read_header(shard: Path) -> list[StoredTensor]:

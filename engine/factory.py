@@ -1,9 +1,10 @@
 """Builds the executor that serves a checkpoint: on one device, or over ranks."""
 
 import time
+from dataclasses import replace
 
 from distllm.engine.config import EngineConfig
-from distllm.engine.device import measure_free_bytes
+from distllm.engine.device import measure_free_bytes, num_cuda_devices
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.executor.tensor_parallel import start_tensor_parallel
 from distllm.engine.interface import Executor
@@ -21,6 +22,7 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
+    config = replace(config, tensor_parallel_size=_num_ranks(config))
     check_offload(config, config.device)
     if config.tensor_parallel_size != 1:
         return start_tensor_parallel(config, on_progress, on_lost)
@@ -32,3 +34,10 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
     runner = ModelRunner(served.forward_over(num_blocks))
     load_s = time.monotonic() - started_s
     return LocalExecutor(runner, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))
+
+
+def _num_ranks(config: EngineConfig) -> int:
+    """As many as asked for, else one a CUDA device."""
+    if config.tensor_parallel_size is not None:
+        return config.tensor_parallel_size
+    return 1 if config.device == "cpu" else max(1, num_cuda_devices())

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from distllm.engine.checkpoint import CheckpointError, open_checkpoint
+from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.compute import choose_compute
 from distllm.engine.config import EngineConfig
+from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.injection.kernel_table import KernelRow, Kernels, kernel_table
@@ -24,7 +25,7 @@ from distllm.engine.quantization.family import quantization_name
 
 def report(config: EngineConfig) -> list[KernelRow]:
     """The table for `config.model`. Raises CheckpointError or ValueError."""
-    checkpoint = open_checkpoint(Path(config.model))
+    checkpoint = open_for_rank(Path(config.model))
     device = resolve_device(config.device)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype)

@@ -117,8 +117,9 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     compute = choose_compute(config, device, dtype, family, group)
     on_progress("reading the checkpoint", 0.0)
     lane = open_lane(config, device)
+    host = device if lane is None else torch.device("cpu")
     stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
-    model, sharding = _load(checkpoint, config, dtype, device if lane is None else torch.device("cpu"), group)
+    model, sharding = _load(checkpoint, config, dtype, host, group)
     stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
@@ -145,6 +146,14 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     return served
 
 
+def check_division(config: EngineConfig, size: int) -> None:
+    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model. Reads no weights."""
+    checkpoint = open_for_rank(Path(config.model), 0, size)
+    model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
+    blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
+    plan_sharding(model, 0, size, blocks)
+
+
 def _pool_need(
     config: EngineConfig,
     model: PreTrainedModel,
@@ -169,7 +178,7 @@ def _load(
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
     unit = _inner_unit(checkpoint, config.quantization)
-    sharding = plan_sharding(model, group.rank, group.size, unit, blocks)
+    sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
 

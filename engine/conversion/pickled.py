@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distllm.engine.checkpoint import CheckpointError, read_json, refuse_pointer
+from distllm.engine.checkpoint import CheckpointError, indexed_files, refuse_pointer
 
 INDEX_NAME = "pytorch_model.bin.index.json"
 WEIGHTS_NAME = "pytorch_model.bin"
@@ -22,7 +22,7 @@ _WRAPPERS = ("state_dict", "model", "module")
 def find_pickles(directory: Path) -> list[Path]:
     """The files with a checkpoint's tensors; none where there are no such files. Raises CheckpointError."""
     if (directory / INDEX_NAME).is_file():
-        return _indexed(directory)
+        return indexed_files(directory / INDEX_NAME)
     if (directory / WEIGHTS_NAME).is_file():
         return [directory / WEIGHTS_NAME]
     files = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES and path.is_file())
@@ -40,19 +40,6 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     return tensors
-
-
-def _indexed(directory: Path) -> list[Path]:
-    weight_map = read_json(directory / INDEX_NAME).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{directory / INDEX_NAME} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{directory / INDEX_NAME} names a file outside the checkpoint")
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{directory} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
-    return [directory / name for name in names]
 
 
 def _load(path: Path) -> object:

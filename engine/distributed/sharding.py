@@ -58,12 +58,12 @@ def plan_sharding(
     model: PreTrainedModel,
     rank: int,
     size: int,
-    unit: int = INNER_UNIT,
     blocks: Sequence[Block] | None = None,
+    unit: int = INNER_UNIT,
 ) -> Sharding:
-    """The part of `model` that `rank` of `size` holds; `unit` features of an MLP stay together where they can.
+    """The part of `model` that `rank` of `size` holds; `blocks` None takes the plan of its type.
 
-    `blocks` None takes the plan of the model's type.
+    `unit` features of an MLP stay together where they can.
 
     Raises CannotDivide, naming what forbids it.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distllm.engine.batch import StepTensors
 from distllm.engine.config import DeviceName, EngineConfig
-from distllm.engine.device import measure_free_bytes, num_cuda_devices, resolve_device
+from distllm.engine.device import measure_free_bytes, resolve_device
 from distllm.engine.distributed.arrivals import Arrivals
 from distllm.engine.distributed.cores import bind, share_cores
 from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup, Membership, why_gathered
@@ -23,7 +23,7 @@ from distllm.engine.forward import ModelForward
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.progress import OnLost, Progress
-from distllm.engine.served_model import prepare_model
+from distllm.engine.served_model import check_division, prepare_model
 
 logger = logging.getLogger("distllm.engine")
 
@@ -85,9 +85,11 @@ def start_tensor_parallel(config: EngineConfig, on_progress: Progress, on_lost: 
     `on_lost` is called in another thread when a rank has died, hangs, or cannot load its part.
     """
     started_s = time.monotonic()
-    device_type: DeviceName = "cuda" if resolve_device(config.device).type == "cuda" else "cpu"
-    size = config.tensor_parallel_size or max(1, num_cuda_devices())
-    config = replace(config, tensor_parallel_size=size, device=device_type)
+    size = config.tensor_parallel_size
+    assert size is not None
+    device: DeviceName = "cuda" if resolve_device(config.device).type == "cuda" else "cpu"
+    config = replace(config, device=device)
+    check_division(config, size)
     ranks = RankProcesses(size, config.rank_timeout_s, on_lost)
     try:
         return _join(config, ranks, on_progress, started_s)

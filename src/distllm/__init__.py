@@ -1,9 +1,10 @@
 """DistributedLLM: the OpenAI-compatible inference server for whatever hardware you have.
 
-`from distllm import LLM, SamplingParams` runs offline batches, and what `distllm.deepspeed` holds is here as well;
-importing the package alone loads nothing.
+`from distllm import LLM, SamplingParams` runs offline batches, `convert_checkpoint_to_deepspeed` writes one file a
+rank, and what `distllm.deepspeed` holds is here as well; importing the package alone loads nothing.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from distllm import deepspeed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         is_deepspeed_available,
         optimize_with_deepspeed,
     )
+    from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
     from distllm.engine.sampling_params import SamplingParams
     from distllm.server.llm import LLM
 
@@ -41,6 +43,7 @@ __all__ = [
     "ShardedConfig",
     "ShardedForCausalLM",
     "ShardedTransformerBlock",
+    "convert_checkpoint_to_deepspeed",
     "init_inference",
     "is_deepspeed_available",
     "optimize_with_deepspeed",
@@ -57,6 +60,8 @@ def __getattr__(name: str) -> Any:
             from distllm.engine.sampling_params import SamplingParams
 
             return SamplingParams
+        case "convert_checkpoint_to_deepspeed":
+            return import_module("distllm.engine.conversion.convert").convert_checkpoint_to_deepspeed
     if name in deepspeed.__all__:
         return getattr(deepspeed, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

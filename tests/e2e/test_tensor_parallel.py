@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from tests.conftest import RunningServer, StartServer, running_server
 
 NUM_STREAMS = 12
 MAX_TOKENS = 120
-BLOWS = (signal.SIGKILL, signal.SIGSTOP)
 
 Victim = Callable[[RunningServer], int]
 
@@ -71,8 +71,15 @@ async def test_two_ranks_give_the_text_of_one(two_ranks: RunningServer, start_se
     assert await all_streams(two_ranks.url) == await all_streams(one_rank.url)
 
 
-@pytest.mark.parametrize("signal_number", BLOWS)
-@pytest.mark.parametrize("victim", [second_rank, engine])
+@pytest.mark.parametrize(
+    ("victim", "signal_number"),
+    [
+        (second_rank, signal.SIGKILL),
+        pytest.param(second_rank, signal.SIGSTOP, marks=pytest.mark.soak),
+        pytest.param(engine, signal.SIGKILL, marks=pytest.mark.soak),
+        (engine, signal.SIGSTOP),
+    ],
+)
 async def test_no_stream_is_harmed_when_a_rank_dies_or_hangs(
     two_ranks: RunningServer, victim: Victim, signal_number: signal.Signals
 ) -> None:
@@ -122,3 +129,24 @@ def test_nothing_is_left_when_the_server_is_asked_to_end(start_server: StartServ
 def test_more_ranks_than_heads_are_refused_in_one_line(start_server: StartServer) -> None:
     with pytest.raises(AssertionError, match="attention heads cannot be divided over 9 ranks"):
         start_server("--tensor-parallel-size", "9")
+
+
+@pytest.mark.soak
+async def test_three_ranks_that_are_lost_again_and_again_lose_no_token(start_server: StartServer) -> None:
+    """On fewer than three cores they sum through gloo."""
+    one_rank = start_server("--dtype", "float32")
+    server = start_server("--dtype", "float32", "--tensor-parallel-size", "3", "--rank-timeout-s", "5")
+    expected = await all_streams(one_rank.url)
+    source = random.Random(7)
+    for _ in range(4):
+        num_chunks, fatal = 0, source.randrange(1, NUM_STREAMS * MAX_TOKENS)
+
+        def strike() -> None:
+            nonlocal num_chunks
+            num_chunks += 1
+            if num_chunks == fatal:  # noqa: B023 - called within its round
+                engine_process = psutil.Process(server.engine_pid)
+                victims = [engine_process, *engine_process.children()]
+                os.kill(source.choice(victims).pid, source.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+        assert await all_streams(server.url, strike) == expected

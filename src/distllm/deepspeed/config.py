@@ -165,7 +165,7 @@ def _check_counts(values: Mapping[str, Any]) -> None:
 
 
 def _read_checkpoint_dict(given: Mapping[str, Any] | str | None, base_dir: str) -> Mapping[str, Any] | None:
-    """With a list of safetensors files under `checkpoints`, and a `base_dir`."""
+    """With safetensors files under `checkpoints`, and a `base_dir`: where the JSON file is, if they are there."""
     if given is None:
         return None
     found = dict(_read_json("checkpoint_dict", given) if isinstance(given, str) else given)
@@ -175,6 +175,9 @@ def _read_checkpoint_dict(given: Mapping[str, Any] | str | None, base_dir: str) 
         raise InvalidOption("checkpoint_dict", "must hold 'checkpoints', a list of safetensors files")
     if wrong := next((file for file in files if not file.endswith(".safetensors")), None):
         raise InvalidOption("checkpoint_dict", f"names {wrong}, which is no safetensors file: convert it first")
+    beside = Path(given).parent if isinstance(given, str) else None
+    if beside is not None and all((beside / file).is_file() for file in files):
+        return {"checkpoints": tuple(files), "base_dir": str(beside)}
     return {"checkpoints": tuple(files), "base_dir": found.get("base_dir") or base_dir}
 
 

@@ -21,6 +21,8 @@ from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.shared_weights import CannotShare, SharedWeights
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, open_checkpoint, read_header
+from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, Descriptor, find_descriptor
+from distllm.engine.conversion.linked import link_converted
 from distllm.engine.distributed.user_policy import InvalidPolicy, check_policy
 from distllm.engine.hub import resolve
 from distllm.engine.reference_block import register_reference_model
@@ -90,7 +92,9 @@ class ModelDirectory:
         if (checkpoint / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(checkpoint).to_json_file(self.path / "generation_config.json")
         (tokenizer or AutoTokenizer.from_pretrained(checkpoint)).save_pretrained(self.path)
-        _link(self.path, files or list(open_checkpoint(checkpoint).shards))
+        descriptor = find_descriptor(checkpoint)
+        own = descriptor.paths if descriptor is not None else open_checkpoint(checkpoint).shards
+        _link(self.path, files or [file.resolve() for file in own])
 
     def _share(self, model: PreTrainedModel) -> None:
         started_s = time.monotonic()
@@ -149,12 +153,28 @@ def _checkpoint_files(checkpoint: Mapping[str, Any]) -> list[Path]:
 
 def _link(path: Path, files: list[Path]) -> None:
     """Put `files`, which together hold all tensors, into a checkpoint directory. Raises InvalidOption."""
-    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
-    weight_map: dict[str, str] = {}
     try:
-        for file, name in zip(files, names, strict=True):
-            (path / name).symlink_to(file.resolve())
-            weight_map |= {tensor.name: name for tensor in read_header(path / name)}
+        if (descriptor := _converted(files)) is not None:
+            return link_converted(descriptor, path)
+        return _link_shards(path, files)
     except CheckpointError as error:
         raise InvalidOption("checkpoint_dict", str(error)) from None
+
+
+def _converted(files: list[Path]) -> Descriptor | None:
+    """The descriptor of files that are one a rank; None for any others. Raises InvalidOption for some of them."""
+    descriptor = find_descriptor(files[0].parent)
+    if descriptor is None or not descriptor.is_divided:
+        return None
+    if [path.resolve() for path in descriptor.paths] != files:
+        raise InvalidOption("checkpoint_dict", f"must list all files that {DESCRIPTOR_NAME} does, in its order")
+    return descriptor
+
+
+def _link_shards(path: Path, files: list[Path]) -> None:
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    weight_map: dict[str, str] = {}
+    for file, name in zip(files, names, strict=True):
+        (path / name).symlink_to(file.resolve())
+        weight_map |= {tensor.name: name for tensor in read_header(path / name)}
     (path / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")

@@ -7,8 +7,8 @@ from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.memory_advice import Devices, OutOfMemory, refusal
 from distllm.deepspeed.number_type import computed_dtype
 from distllm.deepspeed.refusal import InvalidOption
-from distllm.engine.checkpoint import open_checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
 from distllm.engine.memory import measure_free_host_bytes
 from distllm.engine.plan import examine_architecture
@@ -74,7 +74,7 @@ def _devices() -> Devices:
 
 def _weights_exceed(path: Path, config: EngineConfig) -> bool:
     """Whether the weights alone take more than there is, told from the headers."""
-    checkpoint, devices = open_checkpoint(path), _devices()
+    checkpoint, devices = open_for_rank(path), _devices()
     dtype = resolve_dtype(config.dtype, checkpoint, "cpu")
     num_devices = min(config.tensor_parallel_size or 1, devices.count)
     return weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype]) > devices.free_bytes * num_devices
@@ -82,7 +82,7 @@ def _weights_exceed(path: Path, config: EngineConfig) -> bool:
 
 def _memory_refusal(path: Path, config: EngineConfig) -> str | None:
     """Why the checkpoint does not fit, and what would; None where it does, or where it is wrong in another way."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_for_rank(path)
     try:
         return refusal(checkpoint, examine_architecture(checkpoint), config, _devices())
     except Exception:  # the engine's own reason is the one to tell

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import distllm
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
 from distllm.engine.conversion.rank_checkpoint import Cut
 from distllm.engine.conversion.sources import join_parts
@@ -132,6 +133,10 @@ def test_sharded_safetensors_become_one_checkpoint(checkpoint: Checkpoints, tmp_
     convert_checkpoint_to_deepspeed(source, tmp_path / "ranks", 2)
     convert_checkpoint_to_deepspeed(tmp_path / "ranks", tmp_path / "back", 1)
     assert weights(tmp_path / "back") == weights(checkpoint("mixtral"))
+
+
+def test_the_package_offers_it_under_its_name() -> None:
+    assert distllm.convert_checkpoint_to_deepspeed is convert_checkpoint_to_deepspeed
 
 
 def test_one_file_of_weights_is_read_with_the_config_beside_it(checkpoint: Checkpoints, tmp_path: Path) -> None:

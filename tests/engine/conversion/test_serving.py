@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
-from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
 from distllm.engine.conversion.descriptor import read_descriptor
@@ -118,6 +118,13 @@ def test_the_files_serve_a_directory_with_a_config_and_a_tokenizer_of_its_own(
         expected = weights_of_rank(converted("llama", 2), rank, 2)
         found = weights_of_rank(tmp_path, rank, 2)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_needs_a_whole_checkpoint_says_how_to_get_one(converted: Converted) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"put it together first: `distllm convert .* --tensor-parallel-size 1`"
+    ):
+        open_checkpoint(converted("llama", 2))
 
 
 @pytest.mark.parametrize("size", [1, 3])
