@@ -4,8 +4,8 @@ from importlib import metadata
 
 import pytest
 
-from distllm import is_deepspeed_available
-from distllm.deepspeed import availability
+from distllm import Availability, InvalidOption, init_inference, is_deepspeed_available
+from distllm.deepspeed import availability, engine
 
 
 def test_it_is_available_here_and_says_nothing() -> None:
@@ -19,6 +19,12 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
     found = is_deepspeed_available()
     assert not found
     assert found.reason == f"{package} is not installed: pip install {package}"
+
+
+def test_several_ranks_without_deepspeed_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "is_deepspeed_available", lambda: Availability("it is not installed"))
+    with pytest.raises(InvalidOption, match=r"^tensor_parallel_size above 1 needs DeepSpeed: it is not installed"):
+        init_inference("x", {"mp_size": 2})
 
 
 def test_an_old_version_is_named_with_the_least(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distllm.deepspeed.availability import is_deepspeed_available
 from distllm.deepspeed.config import DeepSpeedConfig
+from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.starting import start_llm
 from distllm.deepspeed.text_generator import TextGenerator
 from distllm.engine.hub import resolve
@@ -46,6 +48,8 @@ class InferenceEngine(TextGenerator):
 
         Raises InvalidOption, OutOfMemory, or what LLM raises, each in one line.
         """
+        if config.tensor_parallel_size > 1 and not (available := is_deepspeed_available()):
+            raise InvalidOption("tensor_parallel_size", f"above 1 needs DeepSpeed: {available.reason}")
         started_s = time.monotonic()
         self.module = model
         self.config = config

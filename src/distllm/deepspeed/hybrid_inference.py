@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distllm.deepspeed.availability import is_deepspeed_available
 from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.engine import InferenceEngine
 from distllm.deepspeed.refusal import InvalidOption
@@ -45,8 +44,6 @@ class HybridInference(TextGenerator):
             raise InvalidOption("model", "is missing: give model, or model_id")
         if not use_deepspeed and tensor_parallel_size != 1:
             raise InvalidOption("tensor_parallel_size", "above 1 needs use_deepspeed=True")
-        if tensor_parallel_size != 1 and not (available := is_deepspeed_available()):
-            raise InvalidOption("use_deepspeed", f"cannot be: {available.reason}")
         config = DeepSpeedConfig(
             tensor_parallel_size,
             dtype,
