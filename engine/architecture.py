@@ -1,20 +1,18 @@
 """What serving an architecture means, found from a checkpoint's config.json alone by building it without weights.
 
-`python -m distllm.engine.architecture DIRECTORY` prints it as JSON: a program of its own, so that `distllm plan`
-need not import torch.
+`python -m distllm.engine.architecture` reads a directory as JSON and prints it so: a program of its own,
+so that `distllm plan` need not import torch.
 """
 
-import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, read_json
+from distllm.engine.child_program import answer
+from distllm.engine.examination import Architecture
 from distllm.engine.injection.probe import discover_layers
 from distllm.engine.loading import build_on_meta, load_config
-from distllm.engine.plan import Architecture
 
 
 def examine(path: Path) -> Architecture:
@@ -34,13 +32,5 @@ def examine(path: Path) -> Architecture:
     )
 
 
-def _main(path: Path) -> None:
-    try:
-        found = asdict(examine(path))
-    except CheckpointError as error:
-        found = {"refusal": str(error)}
-    sys.stdout.write(json.dumps(found))
-
-
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    answer(str, lambda path: examine(Path(path)), (CheckpointError,))

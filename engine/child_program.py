@@ -1,11 +1,13 @@
-"""Runs a program of the engine that answers in JSON, so that its caller need not import torch."""
+"""Programs of the engine that answer in JSON, so that whoever asks need not import torch."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
+Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
@@ -15,11 +17,39 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-def ask(module: str, request: msgspec.Struct, answer: type[Answer]) -> Answer | Refusal:
-    """Run `module` with `request` as its input and wait for what it answers."""
-    run = subprocess.run(
-        [sys.executable, "-m", module], input=msgspec.json.encode(request), stdout=subprocess.PIPE, check=False
-    )
+def ask(
+    module: str,
+    question: object,
+    kind: type[Answer],
+    *,
+    shows_progress: bool = True,
+    timeout_s: float | None = None,
+) -> Answer | Refusal:
+    """What `module` answers to `question`, of one `kind`. It is ended after `timeout_s`.
+
+    One that `shows_progress` writes to this process's stderr; else its last line there says why it failed.
+    """
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", module],
+            input=msgspec.json.encode(question),
+            stdout=subprocess.PIPE,
+            stderr=None if shows_progress else subprocess.PIPE,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Refusal(f"{module} has not answered within {timeout_s:g} s")
     if run.returncode:
-        return Refusal(f"{module} ended with status {run.returncode}")
-    return msgspec.json.decode(run.stdout, type=answer | Refusal)
+        last_line = ((run.stderr or b"").decode(errors="replace").strip().splitlines() or [""])[-1]
+        return Refusal(f"{module} ended with status {run.returncode}" + (f": {last_line}" if last_line else ""))
+    return msgspec.json.decode(run.stdout, type=kind | Refusal)
+
+
+def answer(kind: type[Question], work: Callable[[Question], object], refused: tuple[type[Exception], ...]) -> None:
+    """The other side of `ask`: do the work that stdin asks for. An error of the `refused` kinds is a Refusal."""
+    try:
+        result = work(msgspec.json.decode(sys.stdin.buffer.read(), type=kind))
+    except refused as error:
+        result = Refusal(str(error))
+    sys.stdout.buffer.write(msgspec.json.encode(result))

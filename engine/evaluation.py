@@ -6,18 +6,16 @@ not import torch.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import msgspec
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
-from distllm.engine.child_program import Refusal
+from distllm.engine.child_program import answer
 from distllm.engine.config import EngineConfig
 from distllm.engine.evaluation_report import Evaluation, EvaluationRequest
 from distllm.engine.executor.local import LocalExecutor
@@ -87,14 +85,5 @@ def _load(config: EngineConfig, windows: Sequence[Sequence[int]]) -> Predict:
     return predict
 
 
-def _main() -> None:
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=EvaluationRequest)
-    try:
-        answer: Evaluation | Refusal = evaluate(request)
-    except (CheckpointError, OutOfMemory, ValueError) as error:
-        answer = Refusal(str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-
-
 if __name__ == "__main__":
-    _main()
+    answer(EvaluationRequest, evaluate, (CheckpointError, OutOfMemory, ValueError))

@@ -4,20 +4,19 @@
 its own, so that `distllm plan` need not import torch.
 """
 
-import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.child_program import answer
 from distllm.engine.compute import choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.dtypes import resolve_dtype
-from distllm.engine.injection.kernel_table import KernelRow, Kernels, kernel_table
+from distllm.engine.examination import KernelReport, KernelRow
+from distllm.engine.injection.kernel_table import Kernels, kernel_table
 from distllm.engine.injection.probe import discover_layers
 from distllm.engine.loading import build_on_meta, load_config
 from distllm.engine.quantization.family import quantization_name
@@ -42,13 +41,5 @@ def report(config: EngineConfig) -> list[KernelRow]:
     return kernel_table(model, layers, Kernels(compute.name, f"packed {weights}{variant}", None))
 
 
-def _main() -> None:
-    try:
-        answer: object = {"rows": [asdict(row) for row in report(EngineConfig.of(json.load(sys.stdin)))]}
-    except (CheckpointError, ValueError) as error:
-        answer = {"refusal": str(error)}
-    sys.stdout.write(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    _main()
+    answer(EngineConfig, lambda config: KernelReport(report(config)), (CheckpointError, ValueError))

@@ -1,19 +1,16 @@
 """What serving a checkpoint would take, told from its files before anything is loaded. Never imports torch."""
 
-import json
 import subprocess
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distllm.engine.activation import activation_bytes
 from distllm.engine.byte_size import byte_size
-from distllm.engine.checkpoint import Checkpoint, CheckpointError
+from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.config import EngineConfig
-from distllm.engine.config_check import check_config
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
+from distllm.engine.examination import Architecture
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.memory import measure_free_host_bytes
 from distllm.engine.offload.errors import check_offload
@@ -22,21 +19,7 @@ from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 from distllm.engine.quantization.family import quantization_name
 from distllm.engine.quantization.footprint import count_parameters, weight_bytes
 
-_EXAMINATION_TIMEOUT_S = 120
 _KV_SCALE_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What can be served, in figures. `kv_elements_per_token` counts keys and values of all layers.
-
-    `kv_heads_per_token` counts the heads of all layers, each with keys and values.
-    """
-
-    kv_elements_per_token: int
-    kv_heads_per_token: int
-    vocab_size: int
-    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,43 +86,6 @@ def memory_plan(
         offload=offload,
         refusal=refusal,
     )
-
-
-def examine_architecture(checkpoint: Checkpoint) -> Architecture:
-    """What `distllm.engine.architecture` finds, in a process of its own. Raises CheckpointError."""
-    check_config(checkpoint)
-    return Architecture(**_ask(checkpoint, "distllm.engine.architecture", str(checkpoint.path)))
-
-
-def examine_kernels(checkpoint: Checkpoint, config: EngineConfig) -> list[dict[str, Any]]:
-    """The rows that `distllm.engine.kernel_report` finds, in a process of its own. Raises CheckpointError."""
-    check_config(checkpoint)
-    rows: list[dict[str, Any]] = _ask(checkpoint, "distllm.engine.kernel_report", text=json.dumps(asdict(config)))[
-        "rows"
-    ]
-    return rows
-
-
-def _ask(checkpoint: Checkpoint, module: str, *arguments: str, text: str = "") -> dict[str, Any]:
-    """The JSON object that a program of ours prints. Raises CheckpointError, also for a refusal that it prints."""
-    try:
-        run = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=_EXAMINATION_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last_line = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
-        raise CheckpointError(f"{checkpoint.path} cannot be examined: {last_line}") from None
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{checkpoint.path} cannot be examined within {_EXAMINATION_TIMEOUT_S} s") from None
-    found: dict[str, Any] = json.loads(run.stdout)
-    if refusal := found.get("refusal"):
-        raise CheckpointError(refusal)
-    return found
 
 
 def _pool_need(

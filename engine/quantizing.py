@@ -7,13 +7,11 @@
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -29,7 +27,7 @@ from distllm.engine.checkpoint import (
     StoredTensor,
     open_checkpoint,
 )
-from distllm.engine.child_program import Refusal
+from distllm.engine.child_program import answer
 from distllm.engine.injection.policies import has_experts
 from distllm.engine.injection.quantizing import is_quantizable
 from distllm.engine.injection.stored_weights import PlaceFinder
@@ -150,14 +148,9 @@ def _copy_small_files(source: Path, to: Path) -> None:
             shutil.copyfile(file, to / file.name)
 
 
-def _main() -> None:
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=QuantizeRequest)
-    try:
-        answer: Quantized | Refusal = quantize_checkpoint(Path(request.path), Path(request.out), request.config)
-    except (CheckpointError, QuantizationError, OSError) as error:
-        answer = Refusal(str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
+def _quantize(request: QuantizeRequest) -> Quantized:
+    return quantize_checkpoint(Path(request.path), Path(request.out), request.config)
 
 
 if __name__ == "__main__":
-    _main()
+    answer(QuantizeRequest, _quantize, (CheckpointError, QuantizationError, OSError))

@@ -17,7 +17,8 @@ from distllm.engine.sampling_params import SamplingParams
 from distllm.scheduler.client import EngineClient
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.batch_bar import BatchBar
-from distllm.server.config import InvalidSettings, Settings, fields, load_settings
+from distllm.server.config import InvalidSettings, Settings, fields
+from distllm.server.config_sources import load_settings
 from distllm.server.errors import InvalidRequest
 from distllm.server.generation_plan import GenerationPlan, Limits
 from distllm.server.launch import find_checkpoint, load_text_side, start_message

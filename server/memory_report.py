@@ -2,16 +2,16 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from distllm.engine.embedded import checkpoint_path
+from distllm.engine.examination import KernelRow, examine_architecture, examine_kernels
 from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.offload.forecast import OffloadForecast
-from distllm.engine.plan import MemoryPlan, examine_architecture, examine_kernels, memory_plan
+from distllm.engine.plan import MemoryPlan, memory_plan
 from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
 from distllm.server.launch import start_message
 
@@ -37,16 +37,11 @@ def print_plan(settings: Settings, context_length: int | None, with_kernels: boo
     return 1 if plan.refusal else 0
 
 
-def _kernel_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _kernel_lines(rows: Sequence[KernelRow]) -> list[str]:
     """A table: modules, their class, what runs them, and why not something faster."""
     head = ("module", "class", "runs on", "why not faster")
     cells = [
-        (
-            f"{row['modules']} x{row['count']}" if row["count"] > 1 else row["modules"],
-            row["kind"],
-            row["runs_on"],
-            row["reason"],
-        )
+        (f"{row.modules} x{row.count}" if row.count > 1 else row.modules, row.kind, row.runs_on, row.reason)
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]

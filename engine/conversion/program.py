@@ -7,11 +7,10 @@ import ctypes
 import signal
 import sys
 
-import msgspec
 from tqdm import tqdm
 
 from distllm.engine.checkpoint import CheckpointError
-from distllm.engine.child_program import Refusal
+from distllm.engine.child_program import answer
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
 from distllm.engine.conversion.report import ConversionRequest, Converted
 from distllm.engine.distributed.division import CannotDivide
@@ -19,18 +18,15 @@ from distllm.engine.distributed.division import CannotDivide
 _PR_SET_PDEATHSIG = 1
 
 
-def convert(request: ConversionRequest) -> Converted | Refusal:
+def convert(request: ConversionRequest) -> Converted:
     """Convert, with a bar on a terminal."""
-    try:
-        with tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}", disable=None) as bar:
-            path = convert_checkpoint_to_deepspeed(
-                request.checkpoint_path,
-                request.output_path,
-                request.tensor_parallel_size,
-                lambda done: bar.update(round(100 * done) - bar.n),
-            )
-    except (CheckpointError, CannotDivide, OSError) as error:
-        return Refusal(str(error))
+    with tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}", disable=None) as bar:
+        path = convert_checkpoint_to_deepspeed(
+            request.checkpoint_path,
+            request.output_path,
+            request.tensor_parallel_size,
+            lambda done: bar.update(round(100 * done) - bar.n),
+        )
     return Converted(str(path))
 
 
@@ -43,5 +39,4 @@ def end_when_told() -> None:
 
 if __name__ == "__main__":
     end_when_told()
-    answer = convert(msgspec.json.decode(sys.stdin.buffer.read(), type=ConversionRequest))
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    answer(ConversionRequest, convert, (CheckpointError, CannotDivide, OSError))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from distllm.engine.examination import KernelRow
 from distllm.engine.injection.policies import (
     GATED_ACTIVATIONS,
     RMS_NORM,
@@ -22,17 +23,6 @@ from distllm.engine.injection.policies import (
     why_not_fused_mlp,
 )
 from distllm.engine.injection.probe import DiscoveredLayer
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRow:
-    """`count` modules whose names differ by their numbers alone. `reason` is empty where nothing is faster."""
-
-    modules: str
-    count: int
-    kind: str
-    runs_on: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

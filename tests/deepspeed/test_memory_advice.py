@@ -12,7 +12,8 @@ from distllm.deepspeed import starting
 from distllm.deepspeed.memory_advice import Devices, refusal
 from distllm.engine.checkpoint import Checkpoint, StoredTensor
 from distllm.engine.config import EngineConfig
-from distllm.engine.plan import Architecture, memory_plan
+from distllm.engine.examination import Architecture
+from distllm.engine.plan import memory_plan
 from distllm.engine.quantization.config import QuantizationConfig
 from tests.deepspeed.conftest import make_decoder
 

@@ -13,8 +13,9 @@ from transformers import BloomConfig, FalconConfig, MambaConfig, PreTrainedConfi
 from distllm.engine.architecture import examine
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.examination import examine_architecture
 from distllm.engine.factory import build_executor
-from distllm.engine.plan import MemoryPlan, examine_architecture, memory_plan
+from distllm.engine.plan import MemoryPlan, memory_plan
 from distllm.engine.pool_size import OutOfMemory
 from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.conftest import MODELS
@@ -168,7 +169,8 @@ def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
         "from pathlib import Path\n"
         "from distllm.engine.checkpoint import open_checkpoint\n"
         "from distllm.engine.config import EngineConfig\n"
-        "from distllm.engine.plan import examine_architecture, memory_plan\n"
+        "from distllm.engine.examination import examine_architecture\n"
+        "from distllm.engine.plan import memory_plan\n"
         "from distllm.engine.generation import load_generation_defaults\n"
         "config = EngineConfig(model=sys.argv[1], device='cpu')\n"
         "checkpoint = open_checkpoint(Path(config.model))\n"

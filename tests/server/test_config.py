@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distllm.server.config import InvalidSettings, Settings, fields, load_settings
+from distllm.server.config import InvalidSettings, Settings, fields
+from distllm.server.config_sources import load_settings
 
 
 def yaml_file(tmp_path: Path, text: str) -> Path:

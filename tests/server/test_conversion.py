@@ -8,7 +8,7 @@ import pytest
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.embedded import checkpoint_path
 from distllm.server import cli
-from distllm.server.config import load_settings
+from distllm.server.config_sources import load_settings
 from distllm.server.launch import start_message
 
 MODEL = str(checkpoint_path())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distllm.server.config import load_settings
+from distllm.server.config_sources import load_settings
 from distllm.server.launch import load_text_side, start_message
 from tests.server.checkpoints import byte_level_tokenizer, write_checkpoint
 

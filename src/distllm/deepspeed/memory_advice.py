@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.examination import Architecture
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.plan import Architecture, MemoryPlan, memory_plan
+from distllm.engine.plan import MemoryPlan, memory_plan
 from distllm.engine.quantization.config import QuantizationConfig
 
 _STEP_TOKENS = 64

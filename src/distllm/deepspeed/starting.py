@@ -10,8 +10,8 @@ from distllm.deepspeed.refusal import InvalidOption
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
+from distllm.engine.examination import examine_architecture
 from distllm.engine.memory import measure_free_host_bytes
-from distllm.engine.plan import examine_architecture
 from distllm.engine.quantization.footprint import weight_bytes
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.launch import start_message
