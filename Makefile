@@ -3,7 +3,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 KERNELS := $(wildcard engine/kernels/src/*)
 INSTALLED := $(VENV)/.installed
+DEEPSPEED := --quiet --no-deps --no-build-isolation $(shell grep '^deepspeed=' requirements.lock)
 MODEL ?=
+WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -14,7 +16,7 @@ serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:80
 
 test: export HF_HUB_OFFLINE ?= 1
 test: $(INSTALLED)  ## the whole test suite
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 soak: export HF_HUB_OFFLINE ?= 1
 soak: $(INSTALLED)  ## minutes of faults: three ranks, every way to lose one
@@ -38,10 +40,10 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py $(KERNELS)
 	@python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "make: python3 must be 3.11 or later, with venv (on Debian: apt install python3-venv)" >&2; exit 1; }
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet -r requirements.lock
-	DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation \
-		--no-cache-dir --force-reinstall $$(grep ^deepspeed= requirements.lock) || \
-		echo "make: DeepSpeed's shared-memory operation was not built; ranks will build it when they start" >&2
+	grep -v '^deepspeed=' requirements.lock | $(PYTHON) -m pip install --quiet --no-compile -r /dev/stdin
+	DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 $(PYTHON) -m pip install $(DEEPSPEED) --no-cache-dir || \
+		{ echo "make: DeepSpeed's shared-memory operation was not built; ranks will build it when they start" >&2; \
+		$(PYTHON) -m pip install $(DEEPSPEED); }
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

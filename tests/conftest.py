@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,14 @@ class RunningServer:
         """Send SIGTERM and wait for the end. Returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def is_soon(claim: Callable[[], bool], timeout_s: float = 15.0) -> bool:
+    """Whether `claim` comes true in time."""
+    end_s = time.monotonic() + timeout_s
+    while not claim() and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return claim()
 
 
 StartServer = Callable[..., RunningServer]

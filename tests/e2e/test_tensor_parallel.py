@@ -12,7 +12,7 @@ import psutil
 import pytest
 from openai import AsyncOpenAI
 
-from tests.conftest import RunningServer, StartServer, running_server
+from tests.conftest import RunningServer, StartServer, is_soon, running_server
 
 NUM_STREAMS = 12
 MAX_TOKENS = 120
@@ -115,7 +115,8 @@ def test_nothing_is_left_when_the_front_end_is_killed(start_server: StartServer)
     gone, alive = psutil.wait_procs(ranks, timeout=10)
     assert len(gone) == 2
     assert not alive
-    assert set(Path("/dev/shm").iterdir()) <= segments_before
+    new = set(Path("/dev/shm").iterdir()) - segments_before
+    assert is_soon(lambda: not any(path.exists() for path in new))  # another test's are there for a moment
 
 
 def test_nothing_is_left_when_the_server_is_asked_to_end(start_server: StartServer) -> None:
