@@ -29,7 +29,7 @@ from distllm.scheduler.messages import (
 )
 from distllm.scheduler.probation import Probation
 from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
-from distllm.scheduler.spawn import ENGINE_COMMAND, EngineProcess
+from distllm.scheduler.spawn import ENGINE_COMMAND, CannotSpawn, EngineProcess
 from distllm.scheduler.stats import EngineStats
 from distllm.scheduler.watchdog import kill_when_hung
 
@@ -192,20 +192,27 @@ class EngineClient:
     async def _supervise(self) -> None:
         """Keep one engine running until it cannot be started or keeps dying."""
         while True:
-            self._process = await EngineProcess.spawn(self._next_start(), self._command)
-            watchdog = asyncio.create_task(
-                kill_when_hung(self._process, lambda: self.seconds_since_progress, self._step_timeout_s)
-            )
             try:
-                with contextlib.suppress(ChannelClosed):
-                    await self._receive_forever(self._process)
-            finally:
-                watchdog.cancel()
-            end = await self._process.describe_end()
+                self._process = await EngineProcess.spawn(self._next_start(), self._command)
+                end = await self._serve_with(self._process)
+            except CannotSpawn as error:
+                end = str(error)
             self._process = self._serving = None
             if self._state == "failed" or not self._plan_restart(end):
                 return
             await asyncio.sleep(min(_MAX_BACKOFF_S, 0.1 * 2 ** (self._deaths_without_progress - 1)))
+
+    async def _serve_with(self, process: EngineProcess) -> str:
+        """Receive from an engine until it has ended, and say how it did."""
+        watchdog = asyncio.create_task(
+            kill_when_hung(process, lambda: self.seconds_since_progress, self._step_timeout_s)
+        )
+        try:
+            with contextlib.suppress(ChannelClosed):
+                await self._receive_forever(process)
+        finally:
+            watchdog.cancel()
+        return await process.describe_end()
 
     def _next_start(self) -> StartEngine:
         """A successor sums in the order of the first engine, so that sequences go on with the same bits."""

@@ -15,6 +15,10 @@ ENGINE_COMMAND = (sys.executable, "-m", "distllm.scheduler.process")
 _SEND_BUFFER_BYTES = 4 << 20
 
 
+class CannotSpawn(Exception):
+    """The system gives no process, memory or file descriptor for an engine at the moment."""
+
+
 class EngineProcess:
     """One running engine process and the channel to it."""
 
@@ -27,7 +31,7 @@ class EngineProcess:
         """Start `command` with the number of its socket added.
 
         It names a module, so that a caller's script needs no `__main__` guard. A start that is cancelled leaves no
-        process behind.
+        process behind. Raises CannotSpawn.
         """
         starting = asyncio.ensure_future(cls._start(start, command))
         try:
@@ -40,16 +44,10 @@ class EngineProcess:
 
     @classmethod
     async def _start(cls, start: StartEngine, command: Sequence[str]) -> "EngineProcess":
-        ours, theirs = socket.socketpair()
-        with theirs:
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is the front end's to handle
-            )
+        try:
+            ours, process = await _start_process(command)
+        except OSError as error:
+            raise CannotSpawn(f"no process can be started: {error.strerror or error}") from None
         ours.setblocking(False)
         channel: AsyncChannel[FromEngine] = await AsyncChannel.open(ours, FromEngine)
         channel.send(start)
@@ -86,3 +84,22 @@ class EngineProcess:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+
+
+async def _start_process(command: Sequence[str]) -> tuple[socket.socket, asyncio.subprocess.Process]:
+    """A process and our end of the socket to it."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is the front end's to handle
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return ours, process

@@ -1,16 +1,19 @@
 """The client keeps requests alive over the death of real engine processes (with a fake model inside)."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import psutil
 import pytest
 
 from distllm.engine.config import EngineConfig
+from distllm.scheduler import spawn
 from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput, StartEngine
@@ -127,6 +130,34 @@ async def test_an_engine_that_ends_in_every_second_step_is_given_up(monkeypatch:
         with pytest.raises(EngineUnavailable, match="the engine ended 3 times in a row"):
             client.submit(long_request(9))
     assert {answer[-1].finish_reason for answer in answers} == {"error"}
+
+
+async def test_an_engine_that_cannot_be_started_for_a_while_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = long_request(1)
+    start_process, num_tries = spawn._start_process, 0
+
+    async def refuse_twice(command: Sequence[str]) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        nonlocal num_tries
+        num_tries += 1
+        if num_tries <= 2:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return await start_process(command)
+
+    async with ready_client() as client:
+        monkeypatch.setattr(spawn, "_start_process", refuse_twice)
+        answer = asyncio.create_task(read(client, request))
+        await eventually(lambda: client.stats.generation_tokens_total >= 10)
+        kill_engine(client)
+        assert await answer == expected(request)
+        assert num_tries == 3
+
+
+async def test_a_first_engine_that_cannot_be_started_is_said() -> None:
+    client = EngineClient(StartEngine(EngineConfig(model="fake"), SchedulerConfig()), command=("/no/such/program",))
+    await client.start()
+    with pytest.raises(EngineUnavailable, match="no process can be started: No such file"):
+        await client.wait_ready()
+    await client.stop()
 
 
 async def test_an_engine_that_hangs_is_replaced() -> None:
