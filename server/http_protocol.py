@@ -1,8 +1,12 @@
 """uvicorn's HTTP/1.1 protocol, hardened: clients that leave are noticed whatever they sent ahead, slow requests
 time out, the head has a limit, and errors of the protocol itself have the one shape of all errors."""
 
+import array
 import asyncio
+import contextlib
+import fcntl
 import re
+import termios
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ class ConnectionSettings:
     A request's head must come within `head_s` of its first byte, its body within `body_s` and one second more for
     every `min_body_bytes_per_s`. `linger_s` is how long a refused client may go on sending and still read why.
     While a request is answered, at most `max_early_requests` more, with `max_early_bytes` of bodies, may come.
+    A client that takes nothing of what waits to be sent for `write_s` has left.
     """
 
     max_connections: int = 768
@@ -37,6 +42,7 @@ class ConnectionSettings:
     body_s: float = 30.0
     min_body_bytes_per_s: float = 1000.0
     linger_s: float = 5.0
+    write_s: float = 120.0
     max_head_bytes: int = 64 * 1024
     max_early_requests: int = 16
     max_early_bytes: int = 256 * 1024
@@ -75,6 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._limit = limit
         self._running: RequestResponseCycle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._num_body_bytes = 0
         self._body_begun_s = 0.0
@@ -93,8 +100,17 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._limit.forget(self)
         self._clear_deadline()
+        self._clear_write_deadline()
         self._tell_that_client_left()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing(_num_unread(self.transport))
+
+    def resume_writing(self) -> None:
+        self._clear_write_deadline()
+        super().resume_writing()
 
     def close(self) -> None:
         """End an idle connection, without waiting for a client that does not read."""
@@ -203,6 +219,22 @@ class HttpProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _watch_writing(self, num_waiting: int) -> None:
+        self._write_deadline = self.loop.call_later(self._settings.write_s, self._on_write_deadline, num_waiting)
+
+    def _clear_write_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+
+    def _on_write_deadline(self, num_waited: int) -> None:
+        """Cut off a client for which as much waits as did: nothing was added meanwhile, and nothing taken."""
+        num_waiting = _num_unread(self.transport)
+        if num_waiting < num_waited:
+            self._watch_writing(num_waiting)
+        else:
+            self.transport.abort()
+
     def _on_deadline(self) -> None:
         extra_s = self._num_body_bytes / self._settings.min_body_bytes_per_s if self._is_in_body else 0.0
         left_s = self._body_begun_s + self._settings.body_s + extra_s - self.loop.time()
@@ -232,6 +264,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._is_lingering = True
             self.transport.write_eof()
             self._set_deadline(self._settings.linger_s)
+
+
+def _num_unread(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not taken, those in the system's hands included where it tells."""
+    count = array.array("i", [0])
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, count)
+    return transport.get_write_buffer_size() + count[0]
 
 
 def _without_offers(data: bytes) -> bytes:

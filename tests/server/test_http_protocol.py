@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,9 +32,14 @@ def request(body: dict[str, Any], version: str = "1.1") -> bytes:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Connection]:
+async def connected(url: str, receive_bytes: int | None = None) -> AsyncIterator[Connection]:
     host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    client = socket.socket()
+    if receive_bytes is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=client)
     async with asyncio.timeout(15):
         yield reader, writer
     writer.close()
@@ -72,6 +78,28 @@ async def test_a_client_that_leaves_after_it_sent_a_second_request_ends_the_firs
                 await asyncio.sleep(0.05)
         await eventually(lambda: engine.num_live == 0, timeout_s=2)
         assert len(engine.requests) == 1
+
+
+async def test_a_client_that_stops_reading_a_stream_has_left(app: FastAPI, engine: FakeEngine) -> None:
+    settings = ConnectionSettings(write_s=0.3)
+    async with served(app, settings) as url, connected(url) as (_, writer):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(request(ENDLESS | {"stream": True, "n": 128}))
+        await eventually(lambda: engine.num_live == 1)
+        await eventually(lambda: engine.num_live == 0, timeout_s=10)
+        assert engine.aborted
+
+
+async def test_a_client_that_reads_a_stream_slowly_is_waited_for(app: FastAPI, engine: FakeEngine) -> None:
+    """What its system and ours hold for it takes longer to read than it may take nothing."""
+    settings = ConnectionSettings(write_s=0.5)
+    async with served(app, settings) as url, connected(url, receive_bytes=16_384) as (reader, writer):
+        writer.write(request(ENDLESS | {"stream": True, "n": 128}))
+        await eventually(lambda: engine.num_live == 1)
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            assert len(await reader.read(16_384)) > 1000
+        assert not engine.aborted
 
 
 async def test_requests_sent_ahead_are_answered_in_their_order(app: FastAPI) -> None:
