@@ -17,6 +17,12 @@ _LEAST_FACTOR, _LARGEST_FACTOR = 1e-30, 1e30
 """Repetition penalties beyond these act like these: a product with any logit stays finite in float32."""
 
 
+def is_adjusted(spec: SampleSpec) -> bool:
+    """Whether a row's logits may be changed before its next token is chosen."""
+    params = spec.params
+    return bool(params.logit_bias) or params.needs_history or spec.index < params.min_tokens
+
+
 class Adjustments:
     """The rows of one batch composition that have adjustments, with the tensors that need be built only once."""
 

@@ -12,9 +12,7 @@ from distllm.engine.sampling.filtering import Filters, filter_all, filter_ranked
 from distllm.engine.sampling.ranking import ranked_ids
 
 SHORTLIST = 128
-"""Best tokens to look at first, where top_k does not say how many."""
-LONGEST_SHORTLIST = 256
-"""Largest top_k for which they are looked at: for longer lists it is faster to section the whole vocabulary."""
+"""Best tokens to look at first."""
 
 _MAX_SECTIONED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Logits, by kind of device: what stays in a core's cache, what keeps a GPU busy."""
@@ -41,9 +39,9 @@ class FilteredRows:
         )
 
 
-def draw_filtered(rows: FilteredRows, shortlist: int) -> Tensor:
-    """Token ids, int64 [rows]. Looks at the `shortlist` best tokens first."""
-    token_ids, is_settled = _draw_from_best(rows, shortlist)
+def draw_filtered(rows: FilteredRows) -> Tensor:
+    """Token ids, int64 [rows]."""
+    token_ids, is_settled = _draw_from_best(rows, SHORTLIST)
     rest = (~is_settled).nonzero().squeeze(-1)
     num_at_once = max(1, _MAX_SECTIONED_AT_ONCE[rest.device.type] // rows.weights.shape[-1])
     for start in range(0, len(rest), num_at_once):

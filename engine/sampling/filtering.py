@@ -6,6 +6,8 @@ set of tokens is right, and the two ways of finding it agree to the bit: look at
 sure to suffice, or section the whole vocabulary (`sectioning`).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from distllm.engine.sampling.drawing import ONE
 from distllm.engine.sampling.sectioning import keep_leading, keep_reaching
+from distllm.engine.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,23 @@ class Filters:
     top_p: Tensor  # float64, 1 where it is off
     log_min_p: Tensor  # float32, -inf where it is off
     has_subset: Tensor  # bool, whether top_k or min_p is on: top_p is then of what they leave
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> "Filters":
+        """Those of each row's parameters."""
+
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+
+        top_k = [vocab_size if p.top_k is None else min(p.top_k, vocab_size) for p in params]
+        has_subset = [k < vocab_size or p.min_p > 0.0 for k, p in zip(top_k, params, strict=True)]
+        log_min_p = [math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params]
+        return cls(
+            top_k=column(top_k, torch.int64),
+            top_p=column([p.top_p for p in params], torch.float64),
+            log_min_p=column(log_min_p, torch.float32),
+            has_subset=column(has_subset, torch.bool),
+        )
 
     def rows(self, index: slice | Tensor) -> "Filters":
         """The filters of some rows."""

@@ -1,18 +1,16 @@
 """How the rows of one batch composition are sampled: who takes which way, with every parameter tensor built."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from distllm.engine.sampling import filtered_draw
 from distllm.engine.sampling.adjustments import Adjustments
+from distllm.engine.sampling.candidates import list_size
 from distllm.engine.sampling.filtering import Filters
+from distllm.engine.sampling.listed_draw import ListedPlan
+from distllm.engine.sampling.temperature import temperatures_of
 from distllm.engine.sampling_params import SamplingParams
-
-_LEAST_TEMPERATURE = 1e-30
-"""Lower ones, which float32 might take for 0, act like this one."""
 
 
 class RowGroup:
@@ -43,13 +41,13 @@ class SamplingPlan:
         self.device = device
         self.adjustments = Adjustments(params, vocab_size, device)
         self.greedy = self._group(lambda p: p.is_greedy)
-        self.plain = self._group(lambda p: not p.is_greedy and not self._is_filtered(p))
-        self.filtered = self._group(lambda p: not p.is_greedy and self._is_filtered(p))
+        self.listed = self._group(lambda p: not p.is_greedy and list_size(p) is not None)
+        self.plain = self._group(lambda p: list_size(p) is None and not self._is_filtered(p))
+        self.filtered = self._group(lambda p: list_size(p) is None and self._is_filtered(p))
         self.scored = self._group(lambda p: p.logprobs is not None)
-        self.temperatures = self._column([max(p.temperature, _LEAST_TEMPERATURE) for p in params], torch.float32)
-        filtered = [params[row] for row in self.filtered.members]
-        self.filters = self._filters(filtered)
-        self.shortlist = max((self._shortlist(p) for p in filtered), default=0)
+        self.temperatures = temperatures_of(params, device)
+        self.lists = ListedPlan([params[row] for row in self.listed.members], device)
+        self.filters = Filters.of([params[row] for row in self.filtered.members], vocab_size, device)
 
     def fits(self, params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> bool:
         return params == self.params and vocab_size == self.vocab_size and device == self.device
@@ -59,24 +57,5 @@ class SamplingPlan:
         return RowGroup(members, len(self.params), self.device)
 
     def _is_filtered(self, params: SamplingParams) -> bool:
-        return self._top_k(params) < self.vocab_size or params.top_p < 1.0 or params.min_p > 0.0
-
-    def _top_k(self, params: SamplingParams) -> int:
-        return self.vocab_size if params.top_k is None else min(params.top_k, self.vocab_size)
-
-    def _shortlist(self, params: SamplingParams) -> int:
-        top_k = self._top_k(params)
-        return top_k if top_k <= filtered_draw.LONGEST_SHORTLIST else filtered_draw.SHORTLIST
-
-    def _filters(self, params: Sequence[SamplingParams]) -> Filters:
-        log_min_p = [math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params]
-        has_subset = [self._top_k(p) < self.vocab_size or p.min_p > 0.0 for p in params]
-        return Filters(
-            top_k=self._column([self._top_k(p) for p in params], torch.int64),
-            top_p=self._column([p.top_p for p in params], torch.float64),
-            log_min_p=self._column(log_min_p, torch.float32),
-            has_subset=self._column(has_subset, torch.bool),
-        )
-
-    def _column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device).unsqueeze(-1)
+        has_top_k = params.top_k is not None and params.top_k < self.vocab_size
+        return has_top_k or params.top_p < 1.0 or params.min_p > 0.0

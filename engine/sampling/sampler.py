@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from distllm.engine.interface import SampleSpec, TokenLogprobs
+from distllm.engine.sampling.candidates import Candidates, find_candidates
 from distllm.engine.sampling.drawing import draw_from_many, to_weights
 from distllm.engine.sampling.filtered_draw import FilteredRows, draw_filtered
+from distllm.engine.sampling.listed_draw import ListedPlan, draw_listed
 from distllm.engine.sampling.logprobs import NonFiniteLogits, token_logprobs
 from distllm.engine.sampling.normalising import log_softmax, softmax_into
 from distllm.engine.sampling.philox import uniforms
@@ -54,6 +56,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self._plan: SamplingPlan | None = None
+        self._listed_plan: ListedPlan | None = None
         self._scratch = torch.empty(0)
         self._counts = CountsCache()
 
@@ -74,11 +77,32 @@ class Sampler:
             _score(raw, plan, token_ids, logprobs)
         return [_outcome(*row) for row in zip(token_ids, logprobs, strict=True)]
 
+    @torch.inference_mode()
+    def sample_candidates(self, best: Candidates, specs: Sequence[SampleSpec]) -> list[SampledToken]:
+        """What `sample` gives for the rows whose candidates these are.
+
+        A row has `num_candidates` of its spec, which is not None. Bad rows come back as from `sample`.
+        """
+        is_sound = best.values[:, :1].isfinite()
+        if best.ids.shape[-1] == 1:
+            token_ids = best.ids
+        else:
+            sound = Candidates(best.values.masked_fill(~is_sound, 0.0), best.ids)
+            plan = self._listed_plan_for(specs, best.ids.device)
+            token_ids = draw_listed(sound, _uniforms(specs, best.ids.device), plan).unsqueeze(-1)
+        return [_outcome(token_id, None) for (token_id,) in token_ids.masked_fill(~is_sound, -1).tolist()]
+
     def _plan_for(self, logits: Tensor, specs: Sequence[SampleSpec]) -> SamplingPlan:
         params = [spec.params for spec in specs]
         if self._plan is None or not self._plan.fits(params, logits.shape[-1], logits.device):
             self._plan = SamplingPlan(params, logits.shape[-1], logits.device)
         return self._plan
+
+    def _listed_plan_for(self, specs: Sequence[SampleSpec], device: torch.device) -> ListedPlan:
+        params = [spec.params for spec in specs]
+        if self._listed_plan is None or not self._listed_plan.fits(params, device):
+            self._listed_plan = ListedPlan(params, device)
+        return self._listed_plan
 
     def _choose(self, logits: Tensor, plan: SamplingPlan, specs: Sequence[SampleSpec]) -> Tensor:
         """Token ids, int64 [rows]; -1 for rows that have no distribution."""
@@ -92,33 +116,47 @@ class Sampler:
         if plan.greedy:
             plan.greedy.put(best_ids(plan.greedy.take(logits), plan.greedy.take(maxima)), token_ids)
         rows = _Rows(logits, maxima, peaks)
+        if plan.listed:
+            plan.listed.put(self._draw_listed(rows, plan, specs), token_ids)
         for group in (plan.plain, plan.filtered):
             if group:
                 group.put(self._draw(rows, plan, group, specs), token_ids)
         return token_ids.masked_fill_(~is_sound.squeeze(-1), -1)
 
+    def _draw_listed(self, rows: _Rows, plan: SamplingPlan, specs: Sequence[SampleSpec]) -> Tensor:
+        """Token ids of the rows whose candidates alone decide."""
+        randoms = _uniforms([specs[row] for row in plan.listed.members], rows.logits.device)
+        drawn = []
+        for members in _parts(plan.listed, plan.vocab_size):
+            some = rows.take(plan.listed, members)
+            best = find_candidates(some.logits, some.maxima, plan.lists.counts[members])
+            drawn.append(draw_listed(best, randoms[members], plan.lists, members))
+        return torch.cat(drawn)
+
     def _draw(self, rows: _Rows, plan: SamplingPlan, group: RowGroup, specs: Sequence[SampleSpec]) -> Tensor:
         """Token ids of the group's members, drawn at their temperatures."""
         randoms = _uniforms([specs[row] for row in group.members], rows.logits.device)
         drawn = []
-        num_at_once = max(1, _MAX_LOGITS_AT_ONCE // plan.vocab_size)
-        for start in range(0, len(group), num_at_once):
-            members = slice(start, start + num_at_once)
+        for members in _parts(group, plan.vocab_size):
             scaled, maxima = _scale(rows.take(group, members), group.take(plan.temperatures, members))
             weights = to_weights(softmax_into(self._scratch_like(scaled), scaled))
             if group is plan.plain:
                 drawn.append(draw_from_many(weights, randoms[members]))
             else:
                 filters = plan.filters.rows(members)
-                drawn.append(
-                    draw_filtered(FilteredRows(weights, scaled, maxima, randoms[members], filters), plan.shortlist)
-                )
+                drawn.append(draw_filtered(FilteredRows(weights, scaled, maxima, randoms[members], filters)))
         return torch.cat(drawn)
 
     def _scratch_like(self, values: Tensor) -> Tensor:
         if self._scratch.numel() < values.numel() or self._scratch.device != values.device:
             self._scratch = torch.empty(values.numel(), device=values.device)
         return self._scratch[: values.numel()].view(values.shape)
+
+
+def _parts(group: RowGroup, vocab_size: int) -> list[slice]:
+    """The group's members, as many at once as memory is meant for."""
+    num_at_once = max(1, _MAX_LOGITS_AT_ONCE // vocab_size)
+    return [slice(start, start + num_at_once) for start in range(0, len(group), num_at_once)]
 
 
 def _scale(rows: _Rows, temperatures: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from distllm.engine.interface import SampleSpec
 from distllm.engine.sampling import filtered_draw, sampler
+from distllm.engine.sampling.candidates import MAX_CANDIDATES
 from distllm.engine.sampling.philox import uniforms
 from distllm.engine.sampling.sampler import Sampler
 from distllm.engine.sampling_params import SamplingParams
@@ -42,13 +43,14 @@ def is_inverse_of_cdf(token_id: int, uniform: float, probabilities: list[float])
     return probabilities[token_id] > 0.0 and before - SLACK <= uniform <= before + probabilities[token_id] + SLACK
 
 
-all_params = st.builds(
-    SamplingParams,
-    temperature=st.sampled_from([1e-6, 0.1, 0.7, 1.0, 1.3, 2.0]),
-    top_k=st.none() | st.integers(1, 90),
-    top_p=st.just(1.0) | st.floats(0.01, 1.0),
-    min_p=st.just(0.0) | st.sampled_from([0.01, 0.05, 0.3, 0.99]),
-)
+def params_with(least_top_k: int, most_top_k: int) -> st.SearchStrategy[SamplingParams]:
+    return st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([1e-6, 0.1, 0.7, 1.0, 1.3, 2.0]),
+        top_k=st.none() | st.integers(least_top_k, most_top_k),
+        top_p=st.just(1.0) | st.floats(0.01, 1.0),
+        min_p=st.just(0.0) | st.sampled_from([0.01, 0.05, 0.3, 0.99]),
+    )
 
 
 @st.composite
@@ -68,7 +70,7 @@ def test_a_token_is_the_inverse_of_the_filtered_distribution(
     data: st.DataObject, vocab_size: int, seed: int
 ) -> None:
     logits = data.draw(rows_of_logits(vocab_size, num_rows=4))
-    params = data.draw(st.lists(all_params, min_size=4, max_size=4))
+    params = data.draw(st.lists(params_with(1, 90), min_size=4, max_size=4))
     specs = [SampleSpec(p, seed, index) for index, p in enumerate(params)]
     tokens = Sampler().sample(logits.clone(), specs)
     for row, spec, token in zip(logits.tolist(), specs, tokens, strict=True):
@@ -91,17 +93,15 @@ def test_looking_at_the_best_tokens_equals_sectioning_the_whole_vocabulary(
     data: st.DataObject, vocab_size: int, seed: int, device: str
 ) -> None:
     logits = data.draw(rows_of_logits(vocab_size, num_rows=6)).to(device)
-    params = data.draw(st.lists(all_params, min_size=6, max_size=6))
+    params = data.draw(st.lists(params_with(MAX_CANDIDATES + 1, 400), min_size=6, max_size=6))
     specs = [SampleSpec(p, seed, index) for index, p in enumerate(params)]
     usual = tokens_of(logits, specs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filtered_draw, "SHORTLIST", 1)
         short_first = tokens_of(logits, specs)
-        patch.setattr(filtered_draw, "LONGEST_SHORTLIST", 0)
-        sectioned = tokens_of(logits, specs)
         patch.setattr(filtered_draw, "SHORTLIST", vocab_size)
         listed = tokens_of(logits, specs)
-    assert short_first == sectioned == listed == usual
+    assert short_first == listed == usual
 
 
 @pytest.mark.parametrize("top_k", [2, 100, 1500])
