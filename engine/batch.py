@@ -25,22 +25,28 @@ class StepTensors:
     position_ids: Tensor  # int64 [1, num_tokens]
     attention: AttentionBatch
     needed_rows: Tensor  # int64 [num_rows], whose logits are read
+    num_candidates: Tensor  # int64 [num_listed], how many best tokens are all that is read of each of the last rows
     copies: Tensor  # int64 [2, num_copies], blocks copied before the step: sources, destinations
 
     def to(self, device: torch.device) -> "StepTensors":
+        """On `device`, but for `num_candidates`, which is read in host memory."""
         return StepTensors(
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.attention.to(device),
             self.needed_rows.to(device),
+            self.num_candidates,
             self.copies.to(device),
         )
 
 
 def build_step_tensors(
-    chunks: Sequence[SequenceChunk], rows: Sequence[int], copies: Sequence[BlockCopy] = ()
+    chunks: Sequence[SequenceChunk],
+    rows: Sequence[int],
+    copies: Sequence[BlockCopy] = (),
+    num_candidates: Sequence[int] = (),
 ) -> StepTensors:
-    """The tensors, in host memory, of a step that needs logits of the given rows.
+    """The tensors, in host memory, of a step that needs logits of the given rows, and of the last candidates alone.
 
     `chunks` is not empty and none of them is.
     """
@@ -64,6 +70,7 @@ def build_step_tensors(
             slot_mapping=torch.from_numpy(slots),
         ),
         needed_rows=torch.tensor(rows, dtype=torch.int64),
+        num_candidates=torch.tensor(num_candidates, dtype=torch.int64),
         copies=torch.tensor([[copy.source, copy.destination] for copy in copies], dtype=torch.int64).view(-1, 2).T,
     )
 

@@ -8,13 +8,17 @@ from transformers import PreTrainedModel
 
 from distllm.engine.batch import StepTensors
 from distllm.engine.injection.attention import PagedCache
+from distllm.engine.sampling.needed_logits import NeededLogits
 
 
 class Forward(Protocol):
-    """Computes the KV of a step's tokens and the logits of the rows that it needs."""
+    """Computes the KV of a step's tokens and the logits of the rows that it needs. `batch` is in host memory."""
 
     def __call__(self, batch: StepTensors) -> Tensor:
-        """Logits, float32 [num_rows, vocab_size]. `batch` is in host memory."""
+        """All logits of every needed row, float32 [num_rows, vocab_size]."""
+
+    def needed(self, batch: StepTensors) -> NeededLogits:
+        """No more of them than the batch says are read."""
 
 
 class ModelForward:
@@ -40,3 +44,8 @@ class ModelForward:
             )
         logits: Tensor = output.logits[0]
         return logits.float()
+
+    @torch.inference_mode()
+    def needed(self, batch: StepTensors) -> NeededLogits:
+        """As Forward says, of the same part of the vocabulary."""
+        return NeededLogits.of(self(batch), batch.num_candidates)

@@ -17,20 +17,25 @@ from distllm.engine.interface import (
     StepOutput,
     TokenLogprobs,
 )
+from distllm.engine.sampling.candidates import num_candidates
 from distllm.engine.sampling.logprobs import NonFiniteLogits, prompt_logprobs
+from distllm.engine.sampling.needed_logits import NeededLogits
 from distllm.engine.sampling.sampler import SampledToken, Sampler
 
 
 @dataclass(frozen=True, slots=True)
 class NeededRows:
-    """Rows of the batch whose logits a step reads: those to sample from, then those of scored prompt tokens.
+    """Rows of the batch whose logits a step reads.
+
+    rows:  | those of `scored` chunks | of `sampled` chunks: all logits read | `num_candidates` of each read |
 
     `scored` names the chunks with prompt log-probabilities; each has as many rows as it has target ids.
     """
 
     rows: list[int]
-    sampled: list[int]
     scored: list[int]
+    sampled: list[int]
+    num_candidates: list[int]
 
 
 class ModelRunner:
@@ -44,33 +49,58 @@ class ModelRunner:
     def run(self, step: StepInput) -> StepOutput:
         """Compute every chunk of the step and choose the tokens that it asks for."""
         needed = find_needed_rows(step.chunks)
-        logits = self.forward(build_step_tensors(step.chunks, needed.rows, step.block_copies))
-        num_sampled = len(needed.sampled)
-        scores = _score_prompts(logits[num_sampled:], step.chunks, needed.scored)
+        batch = build_step_tensors(step.chunks, needed.rows, step.block_copies, needed.num_candidates)
+        logits = self.forward.needed(batch)
+        num_scored = len(needed.rows) - len(needed.sampled)
+        scores = _score_prompts(logits.whole[:num_scored], step.chunks, needed.scored)
         specs = [_sample_spec(step.chunks[index]) for index in needed.sampled]
-        tokens = dict(zip(needed.sampled, self._sampler.sample(logits[:num_sampled], specs), strict=True))
+        sampled = self._sample(NeededLogits(logits.whole[num_scored:], logits.best), specs)
+        tokens = dict(zip(needed.sampled, sampled, strict=True))
         outputs = [
             _output(chunk, tokens.get(index), scores.get(index, ())) for index, chunk in enumerate(step.chunks)
         ]
         return StepOutput(step.step_id, outputs)
 
+    def _sample(self, logits: NeededLogits, specs: Sequence[SampleSpec]) -> list[SampledToken]:
+        """A token for each row, those of which all is read first."""
+        num_whole = len(logits.whole)
+        tokens = self._sampler.sample(logits.whole, specs[:num_whole])
+        if logits.best is not None:
+            tokens += self._sampler.sample_candidates(logits.best, specs[num_whole:])
+        return tokens
+
 
 def find_needed_rows(chunks: Sequence[SequenceChunk]) -> NeededRows:
-    """Which rows of the flattened batch must go through the output head."""
-    needed = NeededRows([], [], [])
-    scored_rows: list[int] = []
+    """Which rows of the flattened batch must go through the output head, and how much of each is read."""
+    scored, whole, listed = _Rows(), _Rows(), _Rows()
+    counts: list[int] = []
     start = 0
     for index, chunk in enumerate(chunks):
         end = start + len(chunk.token_ids)
         if chunk.sample is not None:
-            needed.sampled.append(index)
-            needed.rows.append(end - 1)
+            count = num_candidates(chunk.sample)
+            if count is None:
+                whole.add(index, end - 1, end)
+            else:
+                listed.add(index, end - 1, end)
+                counts.append(count)
         if chunk.prompt_logprobs is not None and chunk.prompt_logprobs.target_ids:
-            needed.scored.append(index)
-            scored_rows.extend(range(start, start + len(chunk.prompt_logprobs.target_ids)))
+            scored.add(index, start, start + len(chunk.prompt_logprobs.target_ids))
         start = end
-    needed.rows.extend(scored_rows)
-    return needed
+    rows = scored.rows + whole.rows + listed.rows
+    return NeededRows(rows, scored.chunks, whole.chunks + listed.chunks, counts)
+
+
+class _Rows:
+    """Rows that are read in one way, and the chunks whose they are."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.chunks: list[int] = []
+
+    def add(self, chunk: int, start: int, stop: int) -> None:
+        self.chunks.append(chunk)
+        self.rows.extend(range(start, stop))
 
 
 def _score_prompts(

@@ -77,7 +77,7 @@ def _run(start: dict[str, Any], descriptors: Descriptors, control: Connection) -
     _watch_first_rank(arrivals, config.rank_timeout_s)
     while True:
         control.recv_bytes()
-        frame.write_logits(membership.rank, forward(frame.read()))
+        frame.write_logits(membership.rank, forward.needed(frame.read()))
         with arrivals.waiting():
             control.send_bytes(check.digest())
 

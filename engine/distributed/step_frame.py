@@ -1,23 +1,26 @@
 """A step's tensors and what the ranks make of them, in shared memory: nothing is pickled, nothing allocated.
 
-header | input_ids, position_ids, slot_mapping | needed_rows | copies | query_starts, num_computed, block_tables
-logits of rank 0 | logits of rank 1 | ...                                    (float32 [max_rows, its vocabulary])
+header | input_ids, position_ids, slot_mapping | needed_rows, num_candidates | copies
+query_starts, num_computed, block_tables
+whole rows, values of candidates, their ids of rank 0 | of rank 1 | ...
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distllm.engine.attention.interface import AttentionBatch
 from distllm.engine.batch import StepTensors
 from distllm.engine.distributed.shared_bytes import map_bytes
+from distllm.engine.sampling.candidates import MAX_CANDIDATES, Candidates
+from distllm.engine.sampling.needed_logits import NeededLogits
 
 _ALIGNMENT = 64
-_NUM_SIZES = 5
+_NUM_SIZES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class FrameSize:
 
 
 class StepFrame:
-    """One rank's view of the frame. The first rank writes a step; all read it, and write their logits."""
+    """One rank's view of the frame. The first rank writes a step; all read it, and the others write logits."""
 
     def __init__(self, descriptor: int, size: FrameSize) -> None:
         int64, int32, float32 = torch.int64, torch.int32, torch.float32
@@ -46,16 +49,22 @@ class StepFrame:
             ((size.max_tokens,), int64),
             ((size.max_tokens,), int64),
             ((size.max_rows,), int64),
+            ((size.max_sequences,), int64),
             ((2 * size.max_sequences,), int64),
             ((size.max_sequences + 1,), int32),
             ((size.max_sequences,), int32),
             ((size.max_sequences * size.max_blocks,), int32),
-            *(((size.max_rows * vocab_size,), float32) for vocab_size in size.vocab_sizes),
         ]
+        for vocab_size in size.vocab_sizes:
+            layout += [
+                ((size.max_rows * vocab_size,), float32),
+                ((size.max_sequences * MAX_CANDIDATES,), float32),
+                ((size.max_sequences * MAX_CANDIDATES,), int32),
+            ]
         fields = _map_fields(descriptor, layout)
-        self._sizes, self._ids, self._positions, self._slots, self._rows, self._copies = fields[:6]
-        self._starts, self._computed, self._tables = fields[6:9]
-        self._logits = fields[9:]
+        self._sizes, self._ids, self._positions, self._slots, self._rows, self._counts = fields[:6]
+        self._copies, self._starts, self._computed, self._tables = fields[6:10]
+        self._logits, self._best_values, self._best_ids = fields[10::3], fields[11::3], fields[12::3]
         self._vocab_sizes = size.vocab_sizes
 
     def write(self, batch: StepTensors) -> None:
@@ -63,23 +72,25 @@ class StepFrame:
         attention = batch.attention
         num_sequences, width = attention.block_tables.shape
         num_copies = batch.copies.shape[1]
-        sizes = (batch.input_ids.numel(), num_sequences, width, batch.needed_rows.numel(), num_copies)
+        num_rows, num_listed = len(batch.needed_rows), len(batch.num_candidates)
+        sizes = (batch.input_ids.numel(), num_sequences, width, num_rows, num_listed, num_copies)
         self._sizes.copy_(torch.tensor(sizes))
         for field, values in (
             (self._ids, batch.input_ids),
             (self._positions, batch.position_ids),
             (self._slots, attention.slot_mapping),
             (self._rows, batch.needed_rows),
+            (self._counts, batch.num_candidates),
             (self._copies, batch.copies),
             (self._starts, attention.query_starts),
             (self._computed, attention.num_computed),
             (self._tables, attention.block_tables),
         ):
-            field[: values.numel()].view(values.shape).copy_(values)
+            _place(field, values)
 
     def read(self) -> StepTensors:
         """The step that was written last, as views of the frame."""
-        num_tokens, num_sequences, width, num_rows, num_copies = self._sizes.tolist()
+        num_tokens, num_sequences, width, num_rows, num_listed, num_copies = self._sizes.tolist()
         return StepTensors(
             input_ids=self._ids[:num_tokens].unsqueeze(0),
             position_ids=self._positions[:num_tokens].unsqueeze(0),
@@ -90,22 +101,41 @@ class StepFrame:
                 slot_mapping=self._slots[:num_tokens],
             ),
             needed_rows=self._rows[:num_rows],
+            num_candidates=self._counts[:num_listed],
             copies=self._copies[: 2 * num_copies].view(2, num_copies),
         )
 
-    def write_logits(self, rank: int, logits: Tensor) -> None:
-        """float32 [num_rows, the rank's part of the vocabulary], on any device."""
-        self._logits[rank][: logits.numel()].view(logits.shape).copy_(logits)
+    def write_logits(self, rank: int, logits: NeededLogits) -> None:
+        """Of the rank's part of the vocabulary, on any device."""
+        _place(self._logits[rank], logits.whole)
+        if logits.best is not None:
+            _place(self._best_values[rank], logits.best.values)
+            _place(self._best_ids[rank], logits.best.ids)
 
-    def read_logits(self, rank: int, num_rows: int) -> Tensor:
-        """What a rank has written for the step's rows: a view, in host memory."""
-        width = self._vocab_sizes[rank]
-        return self._logits[rank][: num_rows * width].view(num_rows, width)
+    def read_logits(self, rank: int, batch: StepTensors) -> NeededLogits:
+        """What a rank has written for the step `batch`: views, in host memory."""
+        num_listed = len(batch.num_candidates)
+        shape = (len(batch.needed_rows) - num_listed, self._vocab_sizes[rank])
+        whole = _view(self._logits[rank], shape)
+        if not num_listed:
+            return NeededLogits(whole, None)
+        shape = (num_listed, int(batch.num_candidates.max()))
+        return NeededLogits(
+            whole, Candidates(_view(self._best_values[rank], shape), _view(self._best_ids[rank], shape))
+        )
+
+
+def _place(field: Tensor, values: Tensor) -> None:
+    _view(field, values.shape).copy_(values)
+
+
+def _view(field: Tensor, shape: Sequence[int]) -> Tensor:
+    return field[: math.prod(shape)].view(shape)
 
 
 def _map_fields(descriptor: int, layout: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> list[Tensor]:
     """Flat tensors one after the other, each aligned."""
-    lengths = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout]
+    lengths = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]
     ends = list(accumulate(-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths))
     mapped = torch.from_numpy(map_bytes(descriptor, ends[-1]))
     return [

@@ -5,7 +5,6 @@ import time
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 
-import torch
 from torch import Tensor
 
 from distllm.engine.batch import StepTensors
@@ -23,6 +22,7 @@ from distllm.engine.forward import ModelForward
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.progress import OnLost, Progress
+from distllm.engine.sampling.needed_logits import NeededLogits
 from distllm.engine.served_model import check_division, prepare_model
 
 logger = logging.getLogger("distllm.engine")
@@ -43,17 +43,19 @@ class ShardedForward:
     check: RankCheck
 
     def __call__(self, batch: StepTensors) -> Tensor:
+        return self.needed(replace(batch, num_candidates=batch.num_candidates[:0])).whole
+
+    def needed(self, batch: StepTensors) -> NeededLogits:
         self.frame.write(batch)
         self.ranks.begin_step()
-        own = self.own(batch)
+        own = self.own.needed(batch)
         digest = self.check.digest()
         with self.arrivals.waiting():
             digests = self.ranks.end_step()
         if any(other != digest for other in digests):
             raise RanksDiffer("the ranks computed different activations; the engine is started anew")
-        num_rows = batch.needed_rows.numel()
-        others = [self.frame.read_logits(rank, num_rows) for rank in range(1, self.arrivals.size)]
-        return torch.cat([own, *(logits.to(own.device) for logits in others)], dim=-1)
+        others = [self.frame.read_logits(rank, batch) for rank in range(1, self.arrivals.size)]
+        return NeededLogits.merge([own, *others], batch.num_candidates)
 
 
 class TensorParallelExecutor:

@@ -38,13 +38,14 @@ def second_rank(server: RunningServer) -> int:
 
 
 async def stream_text(url: str, number: int, on_chunk: Callable[[], None] = lambda: None) -> str:
-    """Greedy, plainly sampled, filtered, and penalised streams, each with its seed."""
+    """Greedy, plainly sampled, filtered in two ways, and penalised streams, each with its seed."""
     kind: dict[str, float] = (
         {"temperature": 0},
         {"temperature": 1},
         {"temperature": 0.9, "top_p": 0.9},
+        {"temperature": 1, "top_k": 40},
         {"temperature": 0.8, "frequency_penalty": 0.5},
-    )[number % 4]  # type: ignore[assignment]
+    )[number % 5]  # type: ignore[assignment]
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         stream = await client.completions.create(
             model="distllm-embedded",

@@ -44,6 +44,10 @@ def chunk(
     return SequenceChunk(SequenceId(number), token_ids, start, table, sample, prompt_logprobs)
 
 
+def plain_spec(**params: Any) -> SampleSpec:
+    return SampleSpec(SamplingParams(**params), seed=0, index=0)
+
+
 def run(executor: LocalExecutor, *chunks: SequenceChunk, copies: Sequence[BlockCopy] = ()) -> Sequence[ChunkOutput]:
     output = executor.submit(StepInput(7, chunks, copies)).result()
     assert output.step_id == 7
@@ -132,9 +136,11 @@ def test_rows_are_counted_through_the_batch() -> None:
     needed = find_needed_rows(
         [
             chunk((1, 2, 3), [0], sample=None, prompt_logprobs=PromptLogprobSpec(0, (2, 3))),
-            chunk((4,), [0]),
+            chunk((4,), [0], sample=plain_spec(top_k=7)),
             chunk((5, 6), [0], sample=None),
             chunk((7, 8), [0], prompt_logprobs=PromptLogprobSpec(0, (8,))),
+            chunk((9,), [0], sample=plain_spec(temperature=0.0)),
         ]
     )
-    assert (needed.rows, needed.sampled, needed.scored) == ([3, 7, 0, 1, 6], [1, 3], [0, 3])
+    assert (needed.rows, needed.scored) == ([0, 1, 6, 7, 3, 8], [0, 3])
+    assert (needed.sampled, needed.num_candidates) == ([3, 1, 4], [7, 1])
