@@ -30,7 +30,7 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
     served = prepare_model(config, on_progress)
     on_progress("sizing the KV cache", 1.0)
     need = served.pool_need(config)
-    num_blocks = size_pool(served.pool_config(config), need, measure_free_bytes(served.device))
+    num_blocks = size_pool(served.pool_config(config, need.block_bytes), need, measure_free_bytes(served.device))
     runner = ModelRunner(served.forward_over(num_blocks))
     load_s = time.monotonic() - started_s
     return LocalExecutor(runner, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))

@@ -1,8 +1,6 @@
 """A checkpoint made ready to run: loaded, put on the kernels, checked. One rank's part of it, or the whole."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
-from distllm.engine.distributed.parallel_modules import connect
+from distllm.engine.distributed.parallel_modules import connect, leave_to_first_rank
 from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding
 from distllm.engine.distributed.shrinking import shrink
 from distllm.engine.distributed.user_policy import policy_blocks
@@ -24,22 +22,18 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.attention import PagedCache, attach
 from distllm.engine.injection.injector import fuse_modules
-from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
-from distllm.engine.injection.quantizing import Schemes, choose_schemes, quantize_weights
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, load_config, load_weights
-from distllm.engine.memory import giving_back_freed_memory
-from distllm.engine.offload.decoder_layers import find_decoder_layers
-from distllm.engine.offload.offloader import Offloader
-from distllm.engine.offload.start import Settled, open_lane, settle_layers
+from distllm.engine.offload.start import Settled, open_lane
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
 from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 from distllm.engine.stage_log import StageLog
+from distllm.engine.weight_placement import WeightPlacement
 
 _KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -71,11 +65,14 @@ class ServedModel:
         """What this process's part of the KV pool takes."""
         return _pool_need(config, self.model, self.layers, self.max_model_len, self.kv_dtype)
 
-    def pool_config(self, config: EngineConfig) -> EngineConfig:
-        """`config` with the part of the memory that the pool got, where layers and pool had to share it."""
-        if self.offloaded is None or self.offloaded.kv_bytes is None or config.num_blocks is not None:
+    def pool_config(self, config: EngineConfig, block_bytes: int) -> EngineConfig:
+        """`config` with the part of the memory that the pool got, where layers and pool had to share it.
+
+        `block_bytes` are those of a block of all ranks.
+        """
+        if self.offloaded is None or self.offloaded.num_blocks is None or config.num_blocks is not None:
             return config
-        return replace(config, kv_cache_bytes=self.offloaded.kv_bytes)
+        return replace(config, kv_cache_bytes=self.offloaded.num_blocks * block_bytes)
 
     def forward_over(self, num_blocks: int, kv_dtype: torch.dtype | None = None) -> ModelForward:
         """The model with a cache of so many blocks, in place of one that it had; of another type if asked."""
@@ -111,40 +108,51 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
-    device = resolve_device(config.device, 0 if group is None else group.rank)
-    checkpoint = open_for_rank(Path(config.model), *((0, 1) if group is None else (group.rank, group.size)))
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    device = resolve_device(config.device, rank)
+    checkpoint = open_for_rank(Path(config.model), rank, size)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
-    family = numerics_family(checkpoint, config)
-    compute = choose_compute(config, device, dtype, family, group)
-    on_progress("reading the checkpoint", 0.0)
+    compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config), group)
     lane = open_lane(config, device, is_stored_quantized=checkpoint.quantization is not None)
-    host = device if lane is None else torch.device("cpu")
-    stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
-    model, sharding = _load(checkpoint, config, dtype, host, group)
+    on_progress("reading the checkpoint", 0.0)
+    stages = StageLog(rank, size)
+    model, sharding = _load(checkpoint, config, dtype, device if lane is None else torch.device("cpu"), group)
     stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    offloader = None if lane is None else Offloader(find_decoder_layers(model, [it.module for it in layers]), lane)
-    schemes = {} if config.quantization is None else choose_schemes(model, config.quantization)
-    with nullcontext() if offloader is None else giving_back_freed_memory():
-        weight_bytes = _inject_weights(model, compute, schemes, offloader, device, on_progress)
-    stages.quantized(model, schemes)
     kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
     need = _pool_need(config, model, layers, max_model_len, kv_dtype)
-    offloaded = None if offloader is None else settle_layers(offloader, config, need, weight_bytes, device)
-    if sharding is not None and group is not None:
-        connect(model, sharding, group)
-    expected = plain_logits(model)
-    if compute.kernels is not None:
-        layers = fuse_modules(model, layers, compute.kernels)
-    stages.injected(model)
+    weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, layers, need)
+    stages.quantized(model, weights.schemes)
     served = ServedModel(
-        model, layers, compute, dtype, kv_dtype, device, max_model_len, weight_bytes, sharding, offloaded
+        model,
+        layers,
+        compute,
+        dtype,
+        kv_dtype,
+        device,
+        max_model_len,
+        weights.num_bytes,
+        sharding,
+        weights.offloaded,
     )
-    check_forward(served.forward_over(NUM_BLOCKS, dtype), expected)
+    return _inject_modules(served, group, stages)
+
+
+def _inject_modules(served: ServedModel, group: RankGroup | None, stages: StageLog) -> ServedModel:
+    """Put our modules around the weights, and compare what the model computes then with what it did before."""
+    model, layers = served.model, served.layers
+    if served.sharding is not None and group is not None:
+        connect(model, served.sharding, group)
+    expected = plain_logits(model)
+    if served.compute.kernels is not None:
+        layers = fuse_modules(model, layers, served.compute.kernels)
+    stages.injected(model)
+    injected = replace(served, layers=layers)
+    check_forward(injected.forward_over(NUM_BLOCKS, served.dtype), expected)
     stages.checked()
-    return served
+    return injected
 
 
 def check_division(config: EngineConfig, size: int) -> None:
@@ -181,7 +189,9 @@ def _load(
     unit = _inner_unit(checkpoint, config.quantization)
     sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
     shrink(model, sharding)
-    return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
+    model = load_weights(checkpoint, model, dtype, device, sharding.parts)
+    leave_to_first_rank(model, sharding)
+    return model, sharding
 
 
 def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None) -> int:
@@ -194,27 +204,3 @@ def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None)
     if checkpoint.quantization is not None:
         return max(GROUP_SIZES)
     return max(INNER_UNIT, (quantization and quantization.group_size) or INNER_UNIT)
-
-
-def _inject_weights(
-    model: PreTrainedModel,
-    compute: Compute,
-    schemes: Schemes,
-    offloader: Offloader | None,
-    device: torch.device,
-    on_progress: Progress,
-) -> int:
-    """Quantize the weights that `schemes` names, pack them where there are kernels, take layers out of memory.
-
-    Returns the bytes that all take.
-    """
-    if compute.kernels is None:
-        moved_bytes = quantize_weights(model, schemes)
-        if offloader is not None:
-            moved_bytes += offloader.take_parameters(model, device)
-    else:
-        torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-        on_packed = leave_packed if offloader is None else offloader.take_packed
-        report = partial(on_progress, "packing the weights")
-        moved_bytes = pack_weights(model, compute.kernels, schemes, report, on_packed)
-    return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())

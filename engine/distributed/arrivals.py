@@ -2,6 +2,7 @@
 
 A counter is odd while its rank waits for the others, and grows by two with each wait. All ranks wait equally often,
 so one that is behind while another waits is the one that is waited for. All of them wait for no more than a moment.
+A rank that waits for its disk keeps the others waiting and does not hang: it shows that by pulses.
 """
 
 import os
@@ -23,8 +24,8 @@ class Arrivals:
     def __init__(self, descriptor: int, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        counters = map_bytes(descriptor, (size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
-        self._counters, self._beat = counters[:size], counters[size:]
+        counters = map_bytes(descriptor, (2 * size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
+        self._counters, self._pulses, self._beat = counters[:size], counters[size : 2 * size], counters[2 * size :]
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -41,6 +42,10 @@ class Arrivals:
         while self._counters.min() < own:
             os.sched_yield()
 
+    def pulse(self) -> None:
+        """Show that this rank goes on, though it is not where the others wait for it."""
+        self._pulses[self.rank] += 1
+
     def beat(self) -> None:
         """Show that the first rank's process runs, also while no rank waits for it."""
         self._beat += 1
@@ -51,6 +56,10 @@ class Arrivals:
 
     def snapshot(self) -> tuple[int, ...]:
         return tuple(int(count) for count in self._counters)
+
+    def pulses(self) -> tuple[int, ...]:
+        """How many each rank has shown."""
+        return tuple(int(count) for count in self._pulses)
 
 
 def is_waited(counts: tuple[int, ...]) -> bool:
@@ -76,3 +85,28 @@ class Stillness:
         if value != self._last:
             self._last, self._since_s = value, now
         return now - self._since_s
+
+
+class HangWatch:
+    """Notices ranks that are waited for and have shown no sign for `timeout_s`."""
+
+    def __init__(self, arrivals: Arrivals, timeout_s: float) -> None:
+        self._arrivals = arrivals
+        self._timeout_s = timeout_s
+        self._stillness = [Stillness() for _ in range(arrivals.size)]
+
+    def laggards(self) -> list[int] | None:
+        """The ranks that hang, none of them where that is not to be told; None where no rank does.
+
+        To be called every now and then.
+        """
+        counts = self._arrivals.snapshot()
+        behind = laggards(counts)
+        signs = zip(counts, self._arrivals.pulses(), strict=True)
+        is_still = [
+            stillness.seconds((rank in behind, *sign)) >= self._timeout_s
+            for rank, (stillness, sign) in enumerate(zip(self._stillness, signs, strict=True))
+        ]
+        if behind:
+            return [rank for rank in behind if is_still[rank]] or None
+        return [] if is_waited(counts) and all(is_still) else None

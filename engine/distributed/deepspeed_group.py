@@ -44,7 +44,7 @@ class Membership:
 
 
 class DeepSpeedGroup:
-    """A RankGroup over processes. Every call waits for all ranks.
+    """A RankGroup over processes. Every call but `pulse` waits for all ranks.
 
     A process can be a rank once only: neither DeepSpeed's communication nor its shared-memory op starts anew.
     """
@@ -75,6 +75,9 @@ class DeepSpeedGroup:
         with self._arrivals.waiting():
             self._comm.all_gather(everyone, own)
         return [list(map(int, tensor.tolist())) for tensor in everyone]
+
+    def pulse(self) -> None:
+        self._arrivals.pulse()
 
     def _sum_in_shared_memory(self, rows: Tensor) -> Tensor:
         """In place. The op adds buffers in the order of ranks, whatever the size of the message.

@@ -23,3 +23,9 @@ class RankGroup(Protocol):
 
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         """Every rank's `numbers`, equally many, in the order of the ranks."""
+
+    def pulse(self) -> None:
+        """Tell the others that this rank waits for its disk: it keeps them waiting and does not hang.
+
+        The one call that waits for nobody; a rank makes it as often as it likes.
+        """

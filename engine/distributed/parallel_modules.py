@@ -15,6 +15,15 @@ from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.quantization.weight import QuantizedWeight
 
 
+def leave_to_first_rank(model: PreTrainedModel, sharding: Sharding) -> None:
+    """On every rank but the first, take out of loaded experts what is added once, however many ranks add."""
+    for name in sharding.experts if sharding.rank > 0 else ():
+        experts = model.get_submodule(name)
+        bias = experts._parameters.get("down_proj_bias")
+        if bias is not None:
+            experts.down_proj_bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
+
+
 def connect(model: PreTrainedModel, sharding: Sharding, group: RankGroup) -> None:
     """Let the divided modules of a loaded model add up what the ranks compute."""
     for name in sharding.rows:
@@ -55,15 +64,12 @@ class RowParallel(nn.Module):
 
 
 class SummedExperts(nn.Module):
-    """Experts of which each rank has some inner features. What is added once, the first rank adds."""
+    """Experts of which each rank has some inner features."""
 
     def __init__(self, experts: Any, group: RankGroup) -> None:
         super().__init__()
         self.experts = experts
         self._group = group
-        bias = experts._parameters.get("down_proj_bias")
-        if bias is not None and group.rank > 0:
-            experts.down_proj_bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the module within: [num_tokens, hidden] -> [num_tokens, hidden], equal on every rank."""

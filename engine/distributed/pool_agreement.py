@@ -28,6 +28,7 @@ def agree_on_pool(config: EngineConfig, served: ServedModel, group: RankGroup, f
     need = served.pool_need(config)
     figures = group.gather_numbers([need.block_bytes, served.weight_bytes, free_bytes])
     block_bytes = sum(figure[0] for figure in figures)
+    config = served.pool_config(config, block_bytes)
     if served.device.type == "cpu":
         whole = replace(need, block_bytes=block_bytes, activation_bytes=need.activation_bytes * group.size)
         num_blocks = size_pool(config, whole, min(figure[2] for figure in figures))
@@ -49,14 +50,13 @@ def agree_on_pool(config: EngineConfig, served: ServedModel, group: RankGroup, f
 
 def _smallest_pool(config: EngineConfig, served: ServedModel, figures: list[list[int]]) -> int:
     """What every rank's own device affords. A given size of the pool is that of all ranks together."""
-    shares = replace(
-        config,
-        kv_cache_bytes=None if config.kv_cache_bytes is None else config.kv_cache_bytes // len(figures),
-    )
+    total_bytes = sum(figure[0] for figure in figures)
     pools = []
     for rank, (block_bytes, _, free_bytes) in enumerate(figures):
+        given = config.kv_cache_bytes
+        share = replace(config, kv_cache_bytes=None if given is None else given * block_bytes // total_bytes)
         try:
-            pools.append(size_pool(shares, replace(served.pool_need(config), block_bytes=block_bytes), free_bytes))
+            pools.append(size_pool(share, replace(served.pool_need(config), block_bytes=block_bytes), free_bytes))
         except OutOfMemory as error:
             raise OutOfMemory(f"on the device of rank {rank}, {error}") from None
     return min(pools)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from distllm.engine.config import EngineConfig
-from distllm.engine.distributed.arrivals import Arrivals, Stillness, laggards
+from distllm.engine.distributed.arrivals import Arrivals, HangWatch, Stillness
 from distllm.engine.distributed.cores import bind
 
 logger = logging.getLogger("distllm.engine")
@@ -87,10 +87,8 @@ def _watch_first_rank(arrivals: Arrivals, timeout_s: float) -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        beats, counts = Stillness(), Stillness()
-        while beats.seconds(arrivals.num_beats) < timeout_s and not (
-            0 in laggards(arrivals.snapshot()) and counts.seconds(arrivals.snapshot()) >= timeout_s
-        ):
+        beats, hang = Stillness(), HangWatch(arrivals, timeout_s)
+        while beats.seconds(arrivals.num_beats) < timeout_s and 0 not in (hang.laggards() or ()):
             pause.wait(STALL_CHECK_S)
         logger.error("the first rank has not moved for %g s; it hangs and is ended", timeout_s)
         os.kill(parent, signal.SIGKILL)

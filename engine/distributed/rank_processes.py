@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distllm.engine.distributed.arrivals import Arrivals, Stillness, is_waited, laggards
+from distllm.engine.distributed.arrivals import Arrivals, HangWatch
 from distllm.engine.distributed.meeting_point import MeetingPoint
 from distllm.engine.distributed.rank import STALL_CHECK_S, Descriptors
 from distllm.engine.distributed.shared_bytes import create_descriptor
@@ -85,23 +85,22 @@ class RankProcesses:
         self._meeting_point.close()
 
     def _watch_forever(self) -> None:
-        counts = Stillness()
+        watch = HangWatch(self.arrivals, self._timeout_s)
         while not self._is_closing.wait(STALL_CHECK_S):
             self.arrivals.beat()
-            fault = next((text for rank in self._ranks if (text := rank.fault())), None) or self._hang(counts)
+            fault = next((text for rank in self._ranks if (text := rank.fault())), None) or self._hang(watch)
             if fault is not None and not self._is_closing.is_set():
                 for rank in self._ranks:
                     rank.kill()
                 self._on_lost(fault)
                 return
 
-    def _hang(self, counts: Stillness) -> str | None:
+    def _hang(self, watch: HangWatch) -> str | None:
         """Which rank hangs; None where none does, or where ranks may take different times."""
-        snapshot = self.arrivals.snapshot()
-        is_still = counts.seconds(snapshot) >= self._timeout_s
-        if not (is_still and self._expects_progress.is_set() and is_waited(snapshot)):
+        hanging = watch.laggards()
+        if hanging is None or not self._expects_progress.is_set():
             return None
-        name = f"rank {laggards(snapshot)[0]}" if laggards(snapshot) else "one of the ranks"
+        name = f"rank {hanging[0]}" if hanging else "one of the ranks"
         return f"{name} keeps the others waiting for {self._timeout_s:g} s; it hangs"
 
 

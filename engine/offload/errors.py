@@ -11,8 +11,6 @@ def check_offload(config: EngineConfig, device: str, *, is_stored_quantized: boo
     """Raises OffloadError for what cannot be offloaded so; `device` as "cpu"."""
     if config.offload == "cpu" and device == "cpu":
         raise OffloadError("--offload cpu frees a GPU's memory, and the model runs on the CPU: use --offload disk")
-    if config.offload != "none" and config.tensor_parallel_size != 1:
-        raise OffloadError("--offload works with one rank: use --tensor-parallel-size 1")
     is_quantized = config.quantization is not None or is_stored_quantized
     if config.offload != "none" and device != "cpu" and is_quantized:
         raise OffloadError("--offload takes no quantized weights on a GPU: give neither or serve on a CPU")

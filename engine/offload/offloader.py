@@ -13,6 +13,7 @@ from distllm.engine.byte_size import byte_size
 from distllm.engine.offload.lanes import Lane
 from distllm.engine.offload.layer_tensors import LayerTensors
 from distllm.engine.offload.residency import Residency
+from distllm.engine.offload.ring import OnWait, wait_quietly
 from distllm.engine.offload.stream import LayerStream
 
 logger = logging.getLogger("distllm.engine")
@@ -64,8 +65,11 @@ class Offloader:
             tensor.data = tensor.data.to(device, copy=True)
         return sum(self.layer_bytes)
 
-    def settle(self, residency: Residency) -> None:
-        """Bring residents back for good and stream each of the rest whenever it runs, until the model goes."""
+    def settle(self, residency: Residency, on_wait: OnWait = wait_quietly) -> None:
+        """Bring residents back for good and stream each of the rest whenever it runs, until the model goes.
+
+        `on_wait` is called while a forward pass waits for a layer.
+        """
         self._lane.start()
         residents = sorted(set(range(len(self._modules))) - set(residency.streamed))
         for number in residents:
@@ -78,7 +82,7 @@ class Offloader:
         if not residency.streamed:
             self._lane.close()
             return
-        stream = LayerStream(self._tensors, residency, self._lane)
+        stream = LayerStream(self._tensors, residency, self._lane, on_wait)
         for number in residency.streamed:
             stream.attach(self._modules[number], number)
         weakref.finalize(self._modules[0], stream.close)

@@ -9,17 +9,17 @@ from torch import nn
 from distllm.engine.offload.lanes import Lane
 from distllm.engine.offload.layer_tensors import LayerTensors
 from distllm.engine.offload.residency import Residency
-from distllm.engine.offload.ring import Ring
+from distllm.engine.offload.ring import OnWait, Ring
 
 
 class LayerStream:
     """Owns the ring and the lane. Attached layers take their weights before their forward and then return them."""
 
-    def __init__(self, layers: Sequence[LayerTensors], residency: Residency, lane: Lane) -> None:
+    def __init__(self, layers: Sequence[LayerTensors], residency: Residency, lane: Lane, on_wait: OnWait) -> None:
         self._layers = layers
         self._lane = lane
         buffers = [lane.allocate(residency.slot_bytes) for _ in range(residency.num_slots)]
-        self._ring: Ring[Any] = Ring(buffers, residency.streamed, self._fill)
+        self._ring: Ring[Any] = Ring(buffers, residency.streamed, self._fill, on_wait)
         self._held: Any = None
 
     def attach(self, module: nn.Module, number: int) -> None:

@@ -30,6 +30,9 @@ class ThreadGroup:
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         return self._exchange.swap(self.rank, list(numbers))
 
+    def pulse(self) -> None:
+        """Nobody looks after threads."""
+
 
 class _Exchange:
     def __init__(self, size: int) -> None:

@@ -14,7 +14,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distllm.engine.config import EngineConfig
-from distllm.engine.factory import build_executor
 from distllm.engine.forward import ModelForward
 from distllm.engine.offload.residency import Residency
 from distllm.engine.pool_size import OutOfMemory
@@ -77,11 +76,6 @@ def test_quantized_layers_stream_with_their_scales(
     assert streaming.info.streamed_bytes > 0
     assert torch.equal(run_steps(streaming), run_steps(whole))
     streaming.close()
-
-
-def test_ranks_do_not_offload_yet(config: Callable[..., EngineConfig]) -> None:
-    with pytest.raises(ValueError, match="use --tensor-parallel-size 1"):
-        build_executor(config("llama", offload="disk", tensor_parallel_size=2), lambda *_: None)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])

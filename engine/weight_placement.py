@@ -1,0 +1,72 @@
+"""Puts a loaded model's weights where they compute: quantized, packed for the kernels, out of memory in turns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from distllm.engine.compute import Compute
+from distllm.engine.config import EngineConfig
+from distllm.engine.distributed.group import RankGroup
+from distllm.engine.injection.packing import leave_packed, pack_weights
+from distllm.engine.injection.probe import DiscoveredLayer
+from distllm.engine.injection.quantizing import Schemes, choose_schemes, quantize_weights
+from distllm.engine.memory import giving_back_freed_memory
+from distllm.engine.offload.decoder_layers import find_decoder_layers
+from distllm.engine.offload.lanes import Lane
+from distllm.engine.offload.offloader import Offloader
+from distllm.engine.offload.start import Settled, settle_layers
+from distllm.engine.pool_size import PoolNeed
+from distllm.engine.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedWeights:
+    """What became of them. `num_bytes` are in memory, or brought in every step where layers are `offloaded`."""
+
+    schemes: Schemes
+    num_bytes: int
+    offloaded: Settled | None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlacement:
+    """Where the weights of one rank go. `lane` None keeps all of them on `device`."""
+
+    config: EngineConfig
+    compute: Compute
+    device: torch.device
+    lane: Lane | None
+    group: RankGroup | None
+    on_progress: Progress
+
+    def place(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], need: PoolNeed) -> PlacedWeights:
+        """Leave no weight of `model` as it was loaded. Raises OutOfMemory, QuantizationError or OffloadError.
+
+        `need` is the KV pool that shares the memory with layers that are offloaded.
+        """
+        quantization = self.config.quantization
+        schemes = {} if quantization is None else choose_schemes(model, quantization)
+        if self.lane is None:
+            return PlacedWeights(schemes, self._inject(model, schemes, None), None)
+        offloader = Offloader(find_decoder_layers(model, [layer.module for layer in layers]), self.lane)
+        with giving_back_freed_memory():
+            num_bytes = self._inject(model, schemes, offloader)
+        settled = settle_layers(offloader, self.config, need, num_bytes, self.device, self.group)
+        return PlacedWeights(schemes, num_bytes, settled)
+
+    def _inject(self, model: PreTrainedModel, schemes: Schemes, offloader: Offloader | None) -> int:
+        """Quantize what `schemes` names, pack for the kernels, take layers out. Returns the bytes of all."""
+        kernels = self.compute.kernels
+        if kernels is None:
+            moved_bytes = quantize_weights(model, schemes)
+            if offloader is not None:
+                moved_bytes += offloader.take_parameters(model, self.device)
+        else:
+            torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
+            on_packed = leave_packed if offloader is None else offloader.take_packed
+            report = partial(self.on_progress, "packing the weights")
+            moved_bytes = pack_weights(model, kernels, schemes, report, on_packed)
+        return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
