@@ -17,7 +17,7 @@ from distllm.engine.offload.errors import check_offload
 from distllm.engine.offload.forecast import OffloadForecast, forecast_offload
 from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 from distllm.engine.quantization.family import quantization_name
-from distllm.engine.quantization.footprint import count_parameters, weight_bytes
+from distllm.engine.quantization.footprint import count_parameters, tensor_bytes
 
 _KV_SCALE_BYTES = 4
 
@@ -61,12 +61,13 @@ def memory_plan(
     device = _device(config)
     dtype = resolve_dtype(config.dtype, checkpoint, device)
     num_parameters = count_parameters(checkpoint)
-    num_weight_bytes = weight_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
+    sizes = tensor_bytes(checkpoint, config.quantization, DTYPE_BYTES[dtype])
+    num_weight_bytes = sum(sizes.values())
     free = _measure_free_bytes(device) if free_bytes is None else free_bytes
     need = _pool_need(checkpoint, architecture, config, DTYPE_BYTES[dtype])
-    check_offload(config, device, is_stored_quantized=checkpoint.quantization is not None)
+    check_offload(config, device)
     try:
-        offload = forecast_offload(checkpoint, config, need, num_weight_bytes, DTYPE_BYTES[dtype], free)
+        offload = forecast_offload(checkpoint, config, need, sizes, free)
         num_blocks, refusal = _choose_pool(config, need, num_weight_bytes, free, offload)
     except OutOfMemory as error:
         offload, num_blocks, refusal = None, 0, str(error)

@@ -113,7 +113,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     checkpoint = open_for_rank(Path(config.model), rank, size)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config), group)
-    lane = open_lane(config, device, is_stored_quantized=checkpoint.quantization is not None)
+    lane = open_lane(config, device)
     on_progress("reading the checkpoint", 0.0)
     stages = StageLog(rank, size)
     model, sharding = _load(checkpoint, config, dtype, device if lane is None else torch.device("cpu"), group)

@@ -12,7 +12,8 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.probe import DiscoveredLayer
-from distllm.engine.injection.quantizing import Schemes, choose_schemes, quantize_weights
+from distllm.engine.injection.quantizing import Schemes, choose_schemes, leave_plain, quantize_weights
+from distllm.engine.injection.weights import weights_of
 from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.offload.decoder_layers import find_decoder_layers
 from distllm.engine.offload.lanes import Lane
@@ -20,6 +21,7 @@ from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.weight import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class WeightPlacement:
         schemes = {} if quantization is None else choose_schemes(model, quantization)
         if self.lane is None:
             return PlacedWeights(schemes, self._inject(model, schemes, None), None)
-        offloader = Offloader(find_decoder_layers(model, [layer.module for layer in layers]), self.lane)
+        decoder_layers = find_decoder_layers(model, [layer.module for layer in layers])
+        offloader = Offloader(model, decoder_layers, self.lane)
         with giving_back_freed_memory():
             num_bytes = self._inject(model, schemes, offloader)
         settled = settle_layers(offloader, self.config, need, num_bytes, self.device, self.group)
@@ -59,14 +62,21 @@ class WeightPlacement:
 
     def _inject(self, model: PreTrainedModel, schemes: Schemes, offloader: Offloader | None) -> int:
         """Quantize what `schemes` names, pack for the kernels, take layers out. Returns the bytes of all."""
-        kernels = self.compute.kernels
-        if kernels is None:
-            moved_bytes = quantize_weights(model, schemes)
+        if self.compute.kernels is None:
+            quantize_weights(model, schemes, leave_plain if offloader is None else offloader.take_plain)
             if offloader is not None:
-                moved_bytes += offloader.take_parameters(model, self.device)
-        else:
-            torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
-            on_packed = leave_packed if offloader is None else offloader.take_packed
-            report = partial(self.on_progress, "packing the weights")
-            moved_bytes = pack_weights(model, kernels, schemes, report, on_packed)
-        return moved_bytes + sum(int(parameter.nbytes) for parameter in model.parameters())
+                offloader.move_rest(model, self.device)
+            return _plain_bytes(model) + sum(() if offloader is None else offloader.layer_bytes)
+        torch.set_num_threads(1)  # torch would split rows over threads where our kernels do not
+        on_packed = leave_packed if offloader is None else offloader.take_packed
+        report = partial(self.on_progress, "packing the weights")
+        packed_bytes = pack_weights(model, self.compute.kernels, schemes, report, on_packed)
+        return packed_bytes + _plain_bytes(model)
+
+
+def _plain_bytes(model: PreTrainedModel) -> int:
+    """Of all that is in memory and not packed."""
+    return sum(
+        weight.num_bytes if isinstance(weight, QuantizedWeight) else int(weight.nbytes)
+        for weight in weights_of(model)
+    )

@@ -1,6 +1,6 @@
 """Chooses how each weight of a model is quantized, and quantizes them in place where there are no kernels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, PROJECTIONS, register_experts
 from distllm.engine.injection.policies import has_experts
-from distllm.engine.injection.weights import weights_of
 from distllm.engine.quantization.config import QuantizationConfig, WeightScheme
 from distllm.engine.quantization.naming import is_mlp, is_router
 from distllm.engine.quantization.quantizer import check_divides, quantize
@@ -41,29 +40,42 @@ def is_quantizable(name: str, module: nn.Module) -> bool:
     return has_experts(module) or (type(module) in (nn.Linear, Conv1D) and not is_router(name))
 
 
+OnPlain = Callable[[nn.Module], object]
+"""Called with each module, in the order of the model's, when its own weights are what they will be."""
+
+
+def leave_plain(module: nn.Module) -> None:
+    """The OnPlain of weights that stay where they are."""
+
+
 @torch.inference_mode()
-def quantize_weights(model: PreTrainedModel, schemes: Schemes) -> int:
+def quantize_weights(model: PreTrainedModel, schemes: Schemes, on_plain: OnPlain = leave_plain) -> None:
     """Replace the weights that `schemes` names by quantized ones in plain torch.
 
-    Returns the bytes of all quantized weights, those that the checkpoint stores so among them.
+    `on_plain` may move a module's weights elsewhere before the next ones are quantized.
     """
     register_experts()
     replaced: dict[int, QuantizedWeight] = {}
-    for module, scheme in schemes.items():
-        if has_experts(module):
+    for module in model.modules():
+        scheme = schemes.get(module)
+        if scheme is not None and has_experts(module):
             _quantize_experts(module, scheme)
-            continue
-        weight = module._parameters.pop("weight")
-        assert weight is not None
-        is_transposed = isinstance(module, Conv1D)
-        if id(weight) not in replaced:
-            tensor = quantize(weight.T if is_transposed else weight, scheme)
-            replaced[id(weight)] = QuantizedWeight.of(tensor, is_transposed=is_transposed)
-        module.weight = replaced[id(weight)]  # type: ignore[assignment]
-        del weight
+        elif scheme is not None:
+            _quantize(module, scheme, replaced)
+        on_plain(module)
     if any(has_experts(module) for module in schemes):
         model.set_experts_implementation(EXPERTS_NAME)
-    return sum(weight.num_bytes for weight in weights_of(model) if isinstance(weight, QuantizedWeight))
+
+
+def _quantize(module: nn.Module, scheme: WeightScheme, replaced: dict[int, QuantizedWeight]) -> None:
+    """`replaced` has what became of weights so far, so that tied ones stay tied."""
+    weight = module._parameters.pop("weight")
+    assert weight is not None
+    is_transposed = isinstance(module, Conv1D)
+    if id(weight) not in replaced:
+        tensor = quantize(weight.T if is_transposed else weight, scheme)
+        replaced[id(weight)] = QuantizedWeight.of(tensor, is_transposed=is_transposed)
+    module.weight = replaced[id(weight)]  # type: ignore[assignment]
 
 
 def _quantize_experts(module: nn.Module, scheme: WeightScheme) -> None:

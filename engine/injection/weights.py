@@ -15,13 +15,22 @@ def weight_of(module: nn.Module) -> Weight | None:
     return weight if isinstance(weight, Weight) else None
 
 
+def own_weights(module: nn.Module) -> Iterator[Weight]:
+    """The module's own parameters and quantized weights, those in lists of experts among them."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield parameter
+    for value in module.__dict__.values():
+        for weight in value if isinstance(value, list) else [value]:
+            if isinstance(weight, QuantizedWeight):
+                yield weight
+
+
 def weights_of(model: nn.Module) -> Iterator[Weight]:
-    """Every parameter and quantized weight once."""
-    yield from model.parameters()
+    """Every parameter and quantized weight of a model once."""
     seen: set[int] = set()
     for module in model.modules():
-        for value in module.__dict__.values():
-            for weight in value if isinstance(value, list) else [value]:
-                if isinstance(weight, QuantizedWeight) and id(weight) not in seen:
-                    seen.add(id(weight))
-                    yield weight
+        for weight in own_weights(module):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight

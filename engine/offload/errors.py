@@ -7,10 +7,7 @@ class OffloadError(ValueError):
     """Offloading cannot work so; the message is one line that names the remedy."""
 
 
-def check_offload(config: EngineConfig, device: str, *, is_stored_quantized: bool = False) -> None:
+def check_offload(config: EngineConfig, device: str) -> None:
     """Raises OffloadError for what cannot be offloaded so; `device` as "cpu"."""
     if config.offload == "cpu" and device == "cpu":
         raise OffloadError("--offload cpu frees a GPU's memory, and the model runs on the CPU: use --offload disk")
-    is_quantized = config.quantization is not None or is_stored_quantized
-    if config.offload != "none" and device != "cpu" and is_quantized:
-        raise OffloadError("--offload takes no quantized weights on a GPU: give neither or serve on a CPU")

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,16 @@ class OffloadForecast:
 
 
 def forecast_offload(
-    checkpoint: Checkpoint, config: EngineConfig, need: PoolNeed, weight_bytes: int, element_bytes: int, free: int
+    checkpoint: Checkpoint, config: EngineConfig, need: PoolNeed, sizes: Mapping[str, int], free: int
 ) -> OffloadForecast | None:
-    """None where `config` does not ask for it. Measures the disk. Raises OutOfMemory or OffloadError."""
+    """None where `config` does not ask for it. `sizes` are the bytes of stored tensors as they are served.
+
+    Measures the disk. Raises OutOfMemory or OffloadError.
+    """
     if config.offload == "none":
         return None
-    layers = layer_bytes(checkpoint, element_bytes)
-    other_bytes = weight_bytes - sum(layers)
+    layers = layer_bytes(checkpoint, sizes)
+    other_bytes = sum(sizes.values()) - sum(layers)
     division = divide_memory(config, need, layers, other_bytes, max(0, free - other_bytes))
     if config.offload == "cpu" or not division.residency.streamed:
         return OffloadForecast(len(layers), division, "host memory", None)
@@ -46,11 +50,11 @@ def forecast_offload(
     return OffloadForecast(len(layers), division, str(directory), measure_disk_rate(directory, _SAMPLE_BYTES))
 
 
-def layer_bytes(checkpoint: Checkpoint, element_bytes: int) -> list[int]:
-    """Bytes of each decoder layer's matrices, in order."""
-    sizes: dict[int, int] = defaultdict(int)
-    for name, tensor in checkpoint.tensors.items():
+def layer_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> list[int]:
+    """Bytes of each decoder layer's matrices, in order; `sizes` as forecast_offload takes them."""
+    layers: dict[int, int] = defaultdict(int)
+    for name, num_bytes in sizes.items():
         found = _LAYER_NUMBER.search(name)
-        if found and len(tensor.shape) > 1:
-            sizes[int(found[1])] += tensor.num_elements * element_bytes
-    return [sizes[number] for number in sorted(sizes)]
+        if found and len(checkpoint.tensors[name].shape) > 1:
+            layers[int(found[1])] += num_bytes
+    return [layers[number] for number in sorted(layers)]

@@ -18,11 +18,11 @@ from distllm.engine.offload.sources import HostMemory, StagedDisk
 from distllm.engine.pool_size import PoolNeed
 
 
-def open_lane(config: EngineConfig, device: torch.device, *, is_stored_quantized: bool) -> Lane | None:
+def open_lane(config: EngineConfig, device: torch.device) -> Lane | None:
     """What `config.offload` names, for layers that compute on `device`; None for "none". Raises OffloadError."""
     if config.offload == "none":
         return None
-    check_offload(config, device.type, is_stored_quantized=is_stored_quantized)
+    check_offload(config, device.type)
     if config.offload == "cpu":
         return CudaLane(HostMemory(pin), device)
     file = DiskFile(Path(config.offload_dir or DEFAULT_DIRECTORY))

@@ -1,5 +1,7 @@
 """Bytes that a checkpoint's weights will take once quantized, told from its headers. Importable without torch."""
 
+from collections.abc import Mapping
+
 from distllm.engine.checkpoint import Checkpoint, StoredTensor
 from distllm.engine.quantization.config import QuantizationConfig, WeightScheme
 from distllm.engine.quantization.naming import is_mlp, is_router
@@ -33,18 +35,25 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 def weight_bytes(checkpoint: Checkpoint, config: QuantizationConfig | None, element_bytes: int) -> int:
     """Of all weights in a type of `element_bytes`, quantized as they are stored or as `config` says."""
+    return sum(tensor_bytes(checkpoint, config, element_bytes).values())
+
+
+def tensor_bytes(
+    checkpoint: Checkpoint, config: QuantizationConfig | None, element_bytes: int
+) -> Mapping[str, int]:
+    """The same by the name of the stored tensor."""
     vocab_size = checkpoint.text_config.get("vocab_size")
     is_stored = checkpoint.quantization is not None
-    total = 0
+    sizes = {}
     for tensor in served_tensors(checkpoint):
         scheme = None if config is None else _scheme(tensor, config, vocab_size)
         if is_stored and tensor.dtype not in _FLOATS:
-            total += tensor.num_bytes
+            sizes[tensor.name] = tensor.num_bytes
         elif scheme is None:
-            total += tensor.num_elements * element_bytes
+            sizes[tensor.name] = tensor.num_elements * element_bytes
         else:
-            total += _scheme_bytes(tensor, scheme, element_bytes)
-    return total
+            sizes[tensor.name] = _scheme_bytes(tensor, scheme, element_bytes)
+    return sizes
 
 
 def _scheme(tensor: StoredTensor, config: QuantizationConfig, vocab_size: object) -> WeightScheme | None:

@@ -44,11 +44,11 @@ def _quantize_rows(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> 
         scales, zeros = _shifted_scales(groups, scheme.bits, scale_dtype)
         middle = zeros.unsqueeze(-1)
     codes = groups.div_(scales.float().unsqueeze(-1)).round_().add_(middle).clamp_(0, 2**scheme.bits - 1)
-    flat = codes.to(torch.uint8).flatten(1)
+    flat = codes.to(torch.uint8).flatten(1).contiguous()  # a transposed weight's would be transposed
     return QuantizedTensor(
         pack_halves(flat) if form == "int4" else flat,
-        scales,
-        zeros,
+        scales.contiguous(),
+        None if zeros is None else zeros.contiguous(),
         form,
         dtype,
         is_dynamic=scheme.dynamic_activations,

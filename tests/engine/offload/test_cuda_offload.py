@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.offload.residency import Residency
+from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.offload.steps import build, run_steps
+from tests.engine.test_stored_quantization import FORMATS, write
 
 pytestmark = [
     pytest.mark.cuda,
@@ -41,6 +44,53 @@ def test_streamed_layers_compute_the_same(
     for _ in range(3):
         assert (run_steps(streaming) - expected).abs().max() < TOLERANCE
     streaming.close()
+
+
+@pytest.fixture
+def all_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "distllm.engine.offload.residency.choose_residents",
+        lambda sizes, *_: Residency((0, 1, 2), 2, max(sizes), sum(sizes), 0),
+    )
+
+
+def assert_streams_the_same(config: EngineConfig, offload: Literal["cpu", "disk"], tmp_path: Path) -> None:
+    whole = build(config)
+    streaming = build(replace(config, offload=offload, offload_dir=str(tmp_path)))
+    assert (streaming.info.device, streaming.info.streamed_bytes > 0) == ("cuda:0", True)
+    expected = run_steps(whole)
+    for _ in range(3):
+        assert (run_steps(streaming) - expected).abs().max() < TOLERANCE
+    streaming.close()
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_weights_that_we_quantize_stream_to_the_gpu(
+    checkpoint: Callable[[str], Path],
+    all_stream: None,
+    tmp_path: Path,
+    kind: str,
+    bits: int,
+    offload: Literal["cpu", "disk"],
+) -> None:
+    quantization = QuantizationConfig(bits=bits, group_size=32, symmetric=False)
+    config = EngineConfig(
+        model=str(checkpoint(kind)), device="cuda", dtype="float32", max_model_len=128, num_blocks=40,
+        quantization=quantization,
+    )  # fmt: skip
+    assert_streams_the_same(config, offload, tmp_path)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("name", ["gptq sorted", "awq", "W4A16", "W8A8", "fp8 a channel"])
+def test_weights_that_are_stored_quantized_stream_to_the_gpu(
+    checkpoint: Callable[[str], Path], all_stream: None, tmp_path: Path, name: str, offload: Literal["cpu", "disk"]
+) -> None:
+    packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS[name])
+    config = EngineConfig(model=str(packed), device="cuda", dtype="float32", max_model_len=128, num_blocks=40)
+    assert_streams_the_same(config, offload, tmp_path)
 
 
 def test_what_streams_takes_no_more_of_the_gpu_than_it_was_given(tmp_path: Path) -> None:
