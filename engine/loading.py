@@ -23,8 +23,9 @@ from transformers.utils import logging as transformers_logging
 from distllm.engine.checkpoint import Checkpoint, CheckpointError
 from distllm.engine.config_check import check_config
 from distllm.engine.conversion.rank_checkpoint import RankCheckpoint
+from distllm.engine.distributed.quantized_parts import find_all_parts
 from distllm.engine.distributed.sharding import Part
-from distllm.engine.distributed.stored_parts import find_parts, take_parts
+from distllm.engine.distributed.stored_parts import take_parts
 from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
 from distllm.engine.injection.stored_weights import attach_stored_weights
 from distllm.engine.reference_block import register_reference_model
@@ -97,8 +98,9 @@ def load_weights(
     )
     with _no_progress_bars(), ExitStack() as files:
         try:
-            quantized = attach_stored_weights(model, checkpoint, dtype, device, parts or {})
-            stored = _take_parts(checkpoint, model, _open_tensors(checkpoint, files, quantized), parts or {})
+            held = _parts_to_take(checkpoint, model, parts or {})
+            quantized = attach_stored_weights(model, checkpoint, dtype, device, held)
+            stored = take_parts(model, _open_tensors(checkpoint, files, quantized), held)
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_explain(error)}") from None
@@ -139,19 +141,16 @@ def _open_tensors(checkpoint: Checkpoint, files: ExitStack, left_out: Collection
     }
 
 
-def _take_parts(
-    checkpoint: Checkpoint, model: PreTrainedModel, stored: dict[str, Any], parts: Mapping[str, Part]
-) -> dict[str, Any]:
-    """The tensors with their parts taken, unless the checkpoint's files hold just those. Raises CheckpointError."""
+def _parts_to_take(checkpoint: Checkpoint, model: PreTrainedModel, parts: Mapping[str, Part]) -> Mapping[str, Part]:
+    """The `parts` themselves; none where the checkpoint's files hold just those. Raises CheckpointError."""
     if not isinstance(checkpoint, RankCheckpoint):
-        return take_parts(model, stored, parts)
-    shapes = {name: checkpoint.tensors[name].shape for name in stored}
-    found = find_parts(model, shapes, parts)
+        return parts
+    found = find_all_parts(model, checkpoint, parts)
     held = {name: Part(cut.dim, cut.spans) for name, cut in checkpoint.cuts.items()}
-    for name in shapes:
+    for name in checkpoint.tensors:
         if held.get(name) != found.get(name):
             raise CheckpointError(f"{checkpoint.path}: {name} was divided in another way; convert it again")
-    return stored
+    return {}
 
 
 def _check_complete(checkpoint: Checkpoint, model: PreTrainedModel, info: LoadStateDictInfo) -> None:

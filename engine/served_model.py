@@ -11,12 +11,13 @@ from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
-from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_rank
+from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect, leave_to_first_rank
-from distllm.engine.distributed.sharding import INNER_UNIT, Sharding, plan_sharding
+from distllm.engine.distributed.sharding import Sharding, plan_sharding
 from distllm.engine.distributed.shrinking import shrink
+from distllm.engine.distributed.unit import inner_unit
 from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
@@ -29,7 +30,6 @@ from distllm.engine.loading import build_on_meta, load_config, load_weights
 from distllm.engine.offload.start import Settled, open_lane
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
-from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
 from distllm.engine.stage_log import StageLog
@@ -186,21 +186,9 @@ def _load(
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     if group is None:
         return load_weights(checkpoint, model, dtype, device), None
-    unit = _inner_unit(checkpoint, config.quantization)
+    unit = inner_unit(checkpoint, config.quantization)
     sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
     shrink(model, sharding)
     model = load_weights(checkpoint, model, dtype, device, sharding.parts)
     leave_to_first_rank(model, sharding)
     return model, sharding
-
-
-def _inner_unit(checkpoint: Checkpoint, quantization: QuantizationConfig | None) -> int:
-    """Features of an MLP that stay on one rank: whole groups of quantized weights, where these are known.
-
-    A checkpoint that was divided before keeps its division.
-    """
-    if isinstance(checkpoint, RankCheckpoint):
-        return INNER_UNIT
-    if checkpoint.quantization is not None:
-        return max(GROUP_SIZES)
-    return max(INNER_UNIT, (quantization and quantization.group_size) or INNER_UNIT)

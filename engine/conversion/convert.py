@@ -13,15 +13,16 @@ import msgspec
 import torch
 from torch import Tensor
 
-from distllm.engine.checkpoint import DTYPE_BITS, Checkpoint, CheckpointError, StoredTensor
+from distllm.engine.checkpoint import DTYPE_BITS, CheckpointError, StoredTensor
 from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, descriptor_text, rank_file_names
 from distllm.engine.conversion.manifest import FileRecord, Manifest, record_file, write_manifest
 from distllm.engine.conversion.output import check_free, check_room, whole_or_nothing
 from distllm.engine.conversion.rank_checkpoint import METADATA_KEY, Cut, RankMetadata
 from distllm.engine.conversion.small_files import copy_small_files
 from distllm.engine.conversion.sources import Source, open_source
+from distllm.engine.distributed.quantized_parts import find_all_parts
 from distllm.engine.distributed.sharding import Part, plan_sharding
-from distllm.engine.distributed.stored_parts import find_parts
+from distllm.engine.distributed.unit import inner_unit
 from distllm.engine.loading import build_on_meta, load_config
 from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.quantization.safetensors_writer import PlannedTensor, SafetensorsFile
@@ -75,7 +76,7 @@ def convert_checkpoint_to_deepspeed(
         raise CheckpointError(f"there is no {path}; give a checkpoint's directory")
     check_free(out.resolve())
     with open_source(path) as source:
-        division = divide_checkpoint(source.checkpoint, tensor_parallel_size)
+        division = divide_checkpoint(source, tensor_parallel_size)
         check_room(out, division.num_bytes)
         with whole_or_nothing(out) as directory, giving_back_freed_memory():
             records = _write_ranks(source, division, directory, on_progress)
@@ -88,20 +89,15 @@ def convert_checkpoint_to_deepspeed(
     return out / DESCRIPTOR_NAME
 
 
-def divide_checkpoint(checkpoint: Checkpoint, size: int) -> Division:
+def divide_checkpoint(source: Source, size: int) -> Division:
     """Raises CheckpointError for a model that is not known, CannotDivide for one that cannot be divided."""
+    checkpoint = source.checkpoint
     tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.name))
     if size == 1:
         return Division(tensors, [{}])
-    if (quantization := checkpoint.quantization) is not None:
-        raise CheckpointError(
-            f"{checkpoint.path} is quantized ({quantization.method}): only full weights can be divided; "
-            "convert the checkpoint that it was made from"
-        )
     model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    ranks = [find_parts(model, shapes, plan_sharding(model, rank, size).parts) for rank in range(size)]
-    return Division(tensors, ranks)
+    plans = [plan_sharding(model, rank, size, unit=inner_unit(checkpoint, None)) for rank in range(size)]
+    return Division(tensors, [find_all_parts(model, checkpoint, plan.parts, source.read) for plan in plans])
 
 
 def _planned(tensor: StoredTensor, part: Part | None) -> PlannedTensor:

@@ -39,9 +39,14 @@ def read_weight(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) 
             case "int8":
                 return _read_int8(stored, fields, dtype)
             case "fp8":
-                return _read_fp8(fields, dtype)
+                return _read_fp8(stored, fields, dtype)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"its quantized tensors do not fit together: {error}") from None
+
+
+def has_sorted_inputs(group_of_input: Tensor) -> bool:
+    """Whether inputs were sorted before they were grouped, so that those of a group do not lie side by side."""
+    return bool((group_of_input.long().diff() < 0).any())
 
 
 def _read_gptq(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
@@ -56,8 +61,10 @@ def _read_awq(fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
 
 
 def _read_packed(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
-    num_rows, in_features = (int(size) for size in fields["weight_shape"])
-    codes = _bytes_of(fields["weight_packed"])[:, : in_features * stored.bits // 8]
+    words = fields["weight_packed"]
+    num_rows = len(words)  # weight_shape is that of the whole weight, also where this is a rank's part of it
+    in_features = min(int(fields["weight_shape"][1]), words.shape[1] * 32 // stored.bits)
+    codes = _bytes_of(words)[:, : in_features * stored.bits // 8]
     zeros = fields.get("weight_zero_point")
     if zeros is not None and zeros.dtype == torch.int32:
         zeros = _unpacked(_bytes_of(zeros.T), stored.bits)[:, :num_rows].T
@@ -76,12 +83,15 @@ def _read_int8(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -
     return QuantizedTensor(codes, scales, _unless_middle(zeros, 8), "int8", dtype, is_dynamic=stored.is_dynamic)
 
 
-def _read_fp8(fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
+def _read_fp8(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
     weight = fields["weight"]
     num_rows, in_features = weight.shape
     scales = fields["weight_scale_inv"] if "weight_scale_inv" in fields else fields["weight_scale"]
     scales = _scales(scales.reshape(-1, 1) if scales.dim() < 2 else scales)
-    rows_each = -(-num_rows // len(scales))
+    is_of_blocks = stored.block_rows is not None and len(scales) > 1
+    rows_each = stored.block_rows if stored.block_rows and is_of_blocks else -(-num_rows // len(scales))
+    if -(-num_rows // rows_each) != len(scales):
+        raise ValueError(f"it has {len(scales)} rows of scales for {num_rows} features in blocks of {rows_each}")
     scales = scales.repeat_interleave(rows_each, dim=0)[:num_rows].contiguous()
     if in_features % scales.shape[1]:
         raise ValueError(f"blocks of scales do not divide its {in_features} inputs")
@@ -107,8 +117,7 @@ def _grouped(
 
 def _input_order(group_of_input: Tensor) -> Tensor | None:
     """Inputs by their groups, None where they lie so already."""
-    groups = group_of_input.long()
-    return None if bool((groups.diff() >= 0).all()) else groups.argsort(stable=True)
+    return group_of_input.long().argsort(stable=True) if has_sorted_inputs(group_of_input) else None
 
 
 def _unless_middle(zeros: Tensor | None, bits: int) -> Tensor | None:

@@ -40,7 +40,7 @@ class StoredQuantization:
     """How the quantized weights of a checkpoint are stored. `bits` is 4 or 8.
 
     `zero_shift` is what is added to a stored zero point: GPTQ's first format stores one less. `is_dynamic` asks for
-    inputs rounded to eight bits.
+    inputs rounded to eight bits. `block_rows` output features share a row of scales where these are of blocks.
     """
 
     method: str
@@ -48,6 +48,7 @@ class StoredQuantization:
     bits: int
     zero_shift: int = 0
     is_dynamic: bool = False
+    block_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ def parse_quantization(config: Mapping[str, Any]) -> StoredQuantization:
         case "compressed-tensors":
             return _parse_compressed(config)
         case "fp8":
-            return StoredQuantization(method="fp8", format="fp8", bits=8)
+            return StoredQuantization(method="fp8", format="fp8", bits=8, block_rows=_block_rows(config))
     raise UnreadableQuantization(f"{method}; known are gptq, awq, compressed-tensors and fp8")
 
 
@@ -107,6 +108,15 @@ def _values(groups: object) -> list[Mapping[str, Any]]:
     values = list(groups.values()) if isinstance(groups, Mapping) else []
     _check(bool(values) and all(isinstance(value, Mapping) for value in values), "config_groups that are no groups")
     return values
+
+
+def _block_rows(config: Mapping[str, Any]) -> int | None:
+    size = config.get("weight_block_size")
+    if size is None:
+        return None
+    is_pair = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    _check(is_pair, f"fp8 with a weight_block_size of {size!r}")
+    return int(size[0])
 
 
 def _bits(config: Mapping[str, Any], *known: int) -> int:
