@@ -78,6 +78,11 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
 
     @property
+    def in_files(self) -> Mapping[str, StoredTensor]:
+        """The tensors as they lie in the files."""
+        return self.tensors
+
+    @property
     def shards(self) -> tuple[Path, ...]:
         return tuple(sorted({tensor.shard for tensor in self.tensors.values()}))
 

@@ -28,6 +28,7 @@ from distllm.engine.distributed.sharding import Part
 from distllm.engine.distributed.stored_parts import take_parts
 from distllm.engine.injection.attention import ATTENTION_NAME, register_attention
 from distllm.engine.injection.stored_weights import attach_stored_weights
+from distllm.engine.injection.unread_weights import leave_unread
 from distllm.engine.reference_block import register_reference_model
 
 _VALIDATOR = re.compile(r"^(Class v|V)alidation error for \w+ '\w+': \w+: ")
@@ -83,12 +84,15 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     parts: Mapping[str, Part] | None = None,
+    *,
+    leaves_unread: bool = False,
 ) -> PreTrainedModel:
     """`model`, built on the meta device, in evaluation mode, with every parameter and buffer on `device`.
 
     What is stored quantized stays so. On a CPU, tensors that are stored as `dtype` stay views of the mapped files:
     nothing is read before it is used.
-    `parts` says of which parameters the model holds only a part. Raises CheckpointError.
+    `parts` says of which parameters the model holds only a part. `leaves_unread` puts an UnreadWeight in the place
+    of each weight that would be copied. Raises CheckpointError.
     """
     load_config = LoadStateDictConfig(
         device_map={"": str(device)},
@@ -99,8 +103,9 @@ def load_weights(
     with _no_progress_bars(), ExitStack() as files:
         try:
             held = _parts_to_take(checkpoint, model, parts or {})
+            unread = leave_unread(model, checkpoint.in_files, dtype, held) if leaves_unread else set()
             quantized = attach_stored_weights(model, checkpoint, dtype, device, held)
-            stored = take_parts(model, _open_tensors(checkpoint, files, quantized), held)
+            stored = take_parts(model, _open_tensors(checkpoint, files, unread | quantized), held)
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_explain(error)}") from None

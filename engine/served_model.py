@@ -116,7 +116,8 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     lane = open_lane(config, device)
     on_progress("reading the checkpoint", 0.0)
     stages = StageLog(rank, size)
-    model, sharding = _load(checkpoint, config, dtype, device if lane is None else torch.device("cpu"), group)
+    host = device if lane is None else torch.device("cpu")
+    model, sharding = _load(checkpoint, config, dtype, host, group, compute.kernels is not None or lane is not None)
     stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
@@ -180,15 +181,21 @@ def _pool_need(
 
 
 def _load(
-    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: RankGroup | None,
+    leaves_unread: bool,
 ) -> tuple[PreTrainedModel, Sharding | None]:
+    """The model with this rank's weights; with `leaves_unread` those that would be copied wait for their turn."""
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     if group is None:
-        return load_weights(checkpoint, model, dtype, device), None
+        return load_weights(checkpoint, model, dtype, device, leaves_unread=leaves_unread), None
     unit = inner_unit(checkpoint, config.quantization)
     sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
     shrink(model, sharding)
-    model = load_weights(checkpoint, model, dtype, device, sharding.parts)
+    model = load_weights(checkpoint, model, dtype, device, sharding.parts, leaves_unread=leaves_unread)
     leave_to_first_rank(model, sharding)
     return model, sharding

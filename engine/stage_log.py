@@ -5,11 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 from distllm.engine.distributed.sharding import Sharding
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.quantizing import Schemes
+from distllm.engine.injection.weights import weights_of
 
 logger = logging.getLogger("distllm.engine")
 
@@ -22,7 +23,9 @@ class StageLog:
         self._last_s = time.monotonic()
 
     def loaded(self, model: nn.Module, sharding: Sharding | None) -> None:
-        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        num_bytes = sum(
+            weight.nbytes if isinstance(weight, Tensor) else weight.dense_bytes for weight in weights_of(model)
+        )
         if sharding is None:
             self._note(f"loaded {type(model).__name__}, {num_bytes:,} bytes, whole")
             return

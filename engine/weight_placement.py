@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from distllm.engine.compute import Compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.injection.packing import leave_packed, pack_weights
+from distllm.engine.injection.plain_weights import leave_plain, place_plain_weights
 from distllm.engine.injection.probe import DiscoveredLayer
-from distllm.engine.injection.quantizing import Schemes, choose_schemes, leave_plain, quantize_weights
+from distllm.engine.injection.quantizing import Schemes, choose_schemes
+from distllm.engine.injection.unread_weight import UnreadWeight
 from distllm.engine.injection.weights import weights_of
 from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.offload.decoder_layers import find_decoder_layers
@@ -21,7 +24,6 @@ from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
-from distllm.engine.quantization.weight import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class WeightPlacement:
     def _inject(self, model: PreTrainedModel, schemes: Schemes, offloader: Offloader | None) -> int:
         """Quantize what `schemes` names, pack for the kernels, take layers out. Returns the bytes of all."""
         if self.compute.kernels is None:
-            quantize_weights(model, schemes, leave_plain if offloader is None else offloader.take_plain)
+            place_plain_weights(model, schemes, leave_plain if offloader is None else offloader.take_plain)
             if offloader is not None:
                 offloader.move_rest(model, self.device)
             return _plain_bytes(model) + sum(() if offloader is None else offloader.layer_bytes)
@@ -77,6 +79,7 @@ class WeightPlacement:
 def _plain_bytes(model: PreTrainedModel) -> int:
     """Of all that is in memory and not packed."""
     return sum(
-        weight.num_bytes if isinstance(weight, QuantizedWeight) else int(weight.nbytes)
+        int(weight.nbytes) if isinstance(weight, Tensor) else weight.num_bytes
         for weight in weights_of(model)
+        if not isinstance(weight, UnreadWeight)
     )

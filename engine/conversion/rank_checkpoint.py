@@ -31,6 +31,12 @@ class Cut(msgspec.Struct, frozen=True):
     spans: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
 
+    @property
+    def shape_left(self) -> tuple[int, ...]:
+        """Of what the rank holds."""
+        left = sum(stop - start for start, stop in self.spans)
+        return (*self.shape[: self.dim], left, *self.shape[self.dim + 1 :])
+
 
 class RankMetadata(msgspec.Struct, frozen=True):
     """`cuts` by the names of stored tensors; what is not named is whole."""
@@ -47,6 +53,14 @@ class RankCheckpoint(Checkpoint):
     rank: int
     size: int
     cuts: Mapping[str, Cut]
+
+    @property
+    def in_files(self) -> Mapping[str, StoredTensor]:
+        return {name: self._after_cut(tensor) for name, tensor in self.tensors.items()}
+
+    def _after_cut(self, tensor: StoredTensor) -> StoredTensor:
+        cut = self.cuts.get(tensor.name)
+        return tensor if cut is None else StoredTensor(tensor.name, tensor.dtype, cut.shape_left, tensor.shard)
 
 
 def is_divided(path: Path) -> bool:
@@ -110,7 +124,6 @@ def _before_cut(tensor: StoredTensor, cuts: Mapping[str, Cut]) -> StoredTensor:
     is_within = 0 <= cut.dim < len(cut.shape) and all(
         0 <= start < stop <= cut.shape[cut.dim] for start, stop in cut.spans
     )
-    left = sum(stop - start for start, stop in cut.spans)
-    if not is_within or tensor.shape != (*cut.shape[: cut.dim], left, *cut.shape[cut.dim + 1 :]):
+    if not is_within or tensor.shape != cut.shape_left:
         raise CheckpointError(f"{tensor.shard}: {tensor.name} is not the part that its metadata tells of")
     return StoredTensor(tensor.name, tensor.dtype, cut.shape, tensor.shard)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.injection.unread_weight import UnreadWeight
+from distllm.engine.injection.weights import Weight
 from distllm.engine.quantization.weight import QuantizedWeight
 
 EXPERTS_NAME = "distllm_packed"
@@ -21,7 +23,7 @@ def register_experts() -> None:
     ExpertsInterface.register(EXPERTS_NAME, _forward)
 
 
-def pack_experts(module: nn.Module, pack: Callable[[Tensor | QuantizedWeight], PackedWeight]) -> None:
+def pack_experts(module: nn.Module, pack: Callable[[Weight], PackedWeight]) -> None:
     """Replace the experts' weights by lists of packed ones."""
     for name in PROJECTIONS:
         weights = module._parameters.get(name)
@@ -29,8 +31,8 @@ def pack_experts(module: nn.Module, pack: Callable[[Tensor | QuantizedWeight], P
             packed = [pack(weight.T if module.is_transposed else weight) for weight in weights]
             del module._parameters[name], weights
             setattr(module, name, packed)
-        elif isinstance(quantized := module.__dict__.get(name), list):
-            setattr(module, name, [pack(weight) for weight in quantized])
+        elif isinstance(of_experts := module.__dict__.get(name), list):
+            setattr(module, name, [pack(weight) for weight in of_experts])
 
 
 def _forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -68,6 +70,6 @@ def _run_expert(module: Any, expert: int, x: Tensor) -> Tensor:
 
 
 def _project(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
-    weight: PackedWeight | QuantizedWeight = getattr(module, name)[expert]
+    weight: PackedWeight | QuantizedWeight | UnreadWeight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
     return weight.project(x, bias)

@@ -14,6 +14,7 @@ from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, 
 from distllm.engine.injection.packed_weight import PackedWeight, Panels
 from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
 from distllm.engine.injection.quantizing import Schemes
+from distllm.engine.injection.unread_weight import UnreadWeight
 from distllm.engine.injection.weights import Weight, weight_of, weights_of
 from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.quantized import pack_quantized
@@ -113,7 +114,8 @@ class _WeightPacker:
         weight = weight_of(module)
         if weight is None:
             return
-        rows = weight.T if is_transposed and isinstance(weight, Tensor) else weight
+        read = _read(weight)
+        rows = read.T if is_transposed and isinstance(read, Tensor) else read
         panels = self._panels([rows], self._schemes.get(module))
         assert panels is not None
         users = self._replace(module, PackedWeight(self._kernels, panels, is_transposed=is_transposed))
@@ -127,13 +129,14 @@ class _WeightPacker:
 
     def _panels(self, weights: Sequence[Weight], scheme: WeightScheme | None) -> Panels | None:
         """Those of all rows, None where some are stored differently from others."""
-        dense = [weight for weight in weights if isinstance(weight, Tensor)]
-        if scheme is None and len(dense) == len(weights):
+        read = [_read(weight) for weight in weights]
+        dense = [weight for weight in read if isinstance(weight, Tensor)]
+        if scheme is None and len(dense) == len(read):
             panels: Panels = self._kernels.pack_linear(dense)
         elif scheme is None and dense:
             return None
         else:
-            parts = [_quantized(each, scheme) for each in weights]
+            parts = [_quantized(each, scheme) for each in read]
             if not all(parts[0].goes_with(part) for part in parts[1:]):
                 return None
             panels = pack_quantized(self._kernels, concatenate(parts))
@@ -153,7 +156,11 @@ class _WeightPacker:
         return users
 
 
-def _quantized(weight: Weight, scheme: WeightScheme | None) -> QuantizedTensor:
+def _read(weight: Weight) -> Tensor | QuantizedWeight:
+    return weight.load() if isinstance(weight, UnreadWeight) else weight
+
+
+def _quantized(weight: Tensor | QuantizedWeight, scheme: WeightScheme | None) -> QuantizedTensor:
     if isinstance(weight, QuantizedWeight):
         return weight.load()
     assert scheme is not None

@@ -139,6 +139,14 @@ def quantized_layers(
     return layers
 
 
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """How transformers makes a parameter of several tensors, and the place of one among those of an expert."""
+
+    converter: WeightConverter
+    place: int
+
+
 class PlaceFinder:
     """Knows what transformers renames and merges while it loads a model."""
 
@@ -151,21 +159,33 @@ class PlaceFinder:
 
     def __call__(self, layer: str) -> tuple[str, Place]:
         """The parameter that a layer's weight becomes, or becomes a part of, and which part."""
-        key = f"{layer}.weight"
-        name, pattern = rename_source_key(key, self._renamings, self._converters, self._prefix, self._state)
-        if name not in self._state:
-            name, pattern = rename_source_key(key, [], [], self._prefix, self._state)
+        name, merge = self.find(f"{layer}.weight")
         if name not in self._state:
             raise CheckpointError(f"{layer} is quantized, and the model has no place for it")
-        if pattern is None:
+        if merge is None:
             return name, (0, 0)
-        converter = next(entry for entry in self._converters if pattern in entry.source_patterns)
-        expert = re.search(r"\.experts\.(\d+)\.", layer)
-        if expert is None or not _MERGES.issuperset(type(step).__name__ for step in converter.operations):
+        expert = find_expert(layer)
+        if expert is None or not _MERGES.issuperset(type(step).__name__ for step in merge.converter.operations):
             raise CheckpointError(
                 f"{layer} is quantized and would have to be converted, which is known for experts alone"
             )
-        return name, (int(expert[1]), converter.source_patterns.index(pattern))
+        return name, (expert, merge.place)
+
+    def find(self, key: str) -> tuple[str, Merge | None]:
+        """What a stored tensor is called in the model, and how it becomes a part of that if it does."""
+        name, pattern = rename_source_key(key, self._renamings, self._converters, self._prefix, self._state)
+        if name not in self._state:
+            name, pattern = rename_source_key(key, [], [], self._prefix, self._state)
+        if pattern is None:
+            return name, None
+        converter = next(entry for entry in self._converters if pattern in entry.source_patterns)
+        return name, Merge(converter, converter.source_patterns.index(pattern))
+
+
+def find_expert(name: str) -> int | None:
+    """The number of the expert that a stored tensor belongs to, by its name."""
+    found = re.search(r"\.experts\.(\d+)\.", name)
+    return None if found is None else int(found[1])
 
 
 def _attach(

@@ -57,7 +57,7 @@ class Offloader:
         for weight in own_weights(module):
             if isinstance(weight, QuantizedWeight):
                 self._take_fields(number, weight.tensor)
-            elif weight.dim() > 1:
+            elif isinstance(weight, Tensor) and weight.dim() > 1:
                 self._take(number, weight)
 
     @torch.inference_mode()

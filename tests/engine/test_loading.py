@@ -26,7 +26,12 @@ from transformers import (
 
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.distributed.sharding import plan_sharding
+from distllm.engine.distributed.shrinking import shrink
 from distllm.engine.factory import build_executor
+from distllm.engine.injection.plain_weights import place_plain_weights
+from distllm.engine.injection.unread_weight import UnreadWeight
+from distllm.engine.injection.weights import own_weights
 from distllm.engine.loading import build_on_meta, load_config, load_weights
 
 CPU = torch.device("cpu")
@@ -77,6 +82,34 @@ def test_storage_types_are_converted(
     for name, tensor in load_file(path / "model.safetensors").items():
         assert loaded[name].dtype == dtype
         assert torch.equal(loaded[name], tensor.to(dtype))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "deepseek_v3", "gpt_oss", "phi3"])
+def test_weights_that_are_left_unread_are_read_as_they_would_be_loaded(
+    checkpoint: Checkpoints, kind: str, dtype: torch.dtype, size: int
+) -> None:
+    stored = open_checkpoint(checkpoint(kind))
+
+    def load_part(*, leaves_unread: bool) -> PreTrainedModel:
+        model = build_on_meta(stored, load_config(stored), dtype)
+        if size == 1:
+            return load_weights(stored, model, dtype, CPU, leaves_unread=leaves_unread)
+        sharding = plan_sharding(model, size - 1, size)
+        shrink(model, sharding)
+        return load_weights(stored, model, dtype, CPU, sharding.parts, leaves_unread=leaves_unread)
+
+    expected, model = load_part(leaves_unread=False).state_dict(), load_part(leaves_unread=True)
+    unread = [
+        module for module in model.modules() if any(isinstance(it, UnreadWeight) for it in own_weights(module))
+    ]
+    is_converted = dtype != torch.float32 or size > 1 or kind in ("mixtral", "deepseek_v3")
+    assert bool(unread) == is_converted
+    place_plain_weights(model, {})
+    loaded = model.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_shards_are_put_together(checkpoint: Checkpoints, tmp_path: Path) -> None:
