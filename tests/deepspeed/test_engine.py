@@ -164,12 +164,19 @@ def test_more_context_than_the_model_has_is_refused_and_leaves_nothing(tokenizer
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
-def test_float16_on_a_cpu_computes_in_bfloat16_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("level", "stand_in"),
+    [("avx512", "bfloat16"), ("avx2", "bfloat16"), ("portable", "float32"), (None, "float32")],
+)
+def test_float16_on_a_cpu_computes_in_another_type_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, level: str | None, stand_in: str
+) -> None:
     number_type._say_once.cache_clear()
+    monkeypatch.setattr(number_type, "cpu_level", lambda: level)
     with caplog.at_level(logging.WARNING, logger="distllm.deepspeed"):
-        assert [number_type.computed_dtype("float16", "cpu") for _ in range(3)] == ["bfloat16"] * 3
+        assert [number_type.computed_dtype("float16", "cpu") for _ in range(3)] == [stand_in] * 3
     assert [record.message for record in caplog.records] == [
-        "this CPU computes in bfloat16 instead of float16, for which it has no fast instructions"
+        f"this CPU computes in {stand_in} instead of float16, for which it has no fast instructions"
     ]
     assert number_type.computed_dtype("float16", "cuda") == "float16"
 

@@ -53,11 +53,15 @@ def test_progress_only_rises_and_ends_complete(config: EngineConfig) -> None:
     assert seen[0] == ("reading the checkpoint", 0.0)
 
 
-def test_float16_checkpoints_are_served_as_bfloat16_on_a_cpu(config: EngineConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "dtype"), [("avx2", "bfloat16"), ("portable", "float32"), (None, "float32")])
+def test_float16_checkpoints_are_served_in_what_is_fast_on_the_cpu(
+    config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str | None, dtype: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
+    monkeypatch.setattr("distllm.engine.dtypes.cpu_level", lambda: level)
     AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float16).save_pretrained(tmp_path)
-    assert build(replace(config, model=str(tmp_path))).info.dtype == "bfloat16"
+    assert build(replace(config, model=str(tmp_path))).info.dtype == dtype
 
 
 def test_float16_is_served_by_plain_torch_when_asked_for(config: EngineConfig) -> None:

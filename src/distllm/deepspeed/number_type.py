@@ -6,6 +6,7 @@ from functools import cache
 
 from distllm.deepspeed.refusal import InvalidOption, near_matches
 from distllm.engine.config import DtypeName
+from distllm.engine.dtypes import cpu_level, float16_stand_in
 
 logger = logging.getLogger("distllm.deepspeed")
 
@@ -34,10 +35,11 @@ def dtype_name(dtype: object) -> DtypeName:
 
 
 def computed_dtype(name: DtypeName, device_type: str) -> DtypeName:
-    """What is computed in. No CPU kernel is fast in float16: bfloat16 stands in, and the log says so once."""
+    """What is computed in. No CPU kernel is fast in float16: another type stands in, and the log says so once."""
     if name == "float16" and device_type == "cpu":
-        _say_once("this CPU computes in bfloat16 instead of float16, for which it has no fast instructions")
-        return "bfloat16"
+        stand_in = float16_stand_in(cpu_level())
+        _say_once(f"this CPU computes in {stand_in} instead of float16, for which it has no fast instructions")
+        return stand_in
     return name
 
 
