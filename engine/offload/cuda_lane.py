@@ -1,4 +1,7 @@
-"""From the host to a GPU, copied beside the computation; events keep the two in order."""
+"""From the host to a GPU, copied beside the computation; events keep the two in order.
+
+A layer that `fill` has brought is there, so that no rank of several waits for a copy where it cannot say so.
+"""
 
 import weakref
 from dataclasses import dataclass
@@ -52,6 +55,7 @@ class CudaLane:
             self._copies.wait_event(buffer.used)
             self._source.copy_to(buffer.content, layer)
             buffer.filled.record(self._copies)
+        buffer.filled.synchronize()  # who takes the layer waits in the ring, where a rank shows that it goes on
 
     def begin_use(self, buffer: DeviceBuffer) -> Tensor:
         torch.cuda.current_stream(self._device).wait_event(buffer.filled)
