@@ -2,6 +2,7 @@
 
 A counter is odd while its rank waits for the others, and grows by two with each wait. All ranks wait equally often,
 so one that is behind while another waits is the one that is waited for. All of them wait for no more than a moment.
+A rank that waits for its disk keeps the others waiting and does not hang: it shows that by pulses.
 """
 
 import os
@@ -13,6 +14,8 @@ import numpy as np
 
 from distllm.engine.distributed.shared_bytes import map_bytes
 
+CHECK_S = 0.1
+"""How often a rank looks after the others."""
 _STRIDE = 16
 """Counters apart, so that each has cache lines of its own."""
 
@@ -23,8 +26,8 @@ class Arrivals:
     def __init__(self, descriptor: int, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        counters = map_bytes(descriptor, (size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
-        self._counters, self._beat = counters[:size], counters[size:]
+        counters = map_bytes(descriptor, (2 * size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
+        self._counters, self._pulses, self._beat = counters[:size], counters[size : 2 * size], counters[2 * size :]
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -41,9 +44,21 @@ class Arrivals:
         while self._counters.min() < own:
             os.sched_yield()
 
+    def pulse(self) -> None:
+        """Show that this rank goes on, though it is not where the others wait for it."""
+        self._pulses[self.rank] += 1
+
     def beat(self) -> None:
         """Show that the first rank's process runs, also while no rank waits for it."""
         self._beat += 1
+
+    def note(self, rank: int, count: int, num_pulses: int) -> None:
+        """Take over what another rank says of itself, whose memory this one does not share."""
+        self._counters[rank], self._pulses[rank] = count, num_pulses
+
+    def report(self) -> list[tuple[int, int]]:
+        """What every rank would say of itself, for `note`."""
+        return [(int(count), int(pulses)) for count, pulses in zip(self._counters, self._pulses, strict=True)]
 
     @property
     def num_beats(self) -> int:
@@ -51,6 +66,10 @@ class Arrivals:
 
     def snapshot(self) -> tuple[int, ...]:
         return tuple(int(count) for count in self._counters)
+
+    def signs(self) -> tuple[int, ...]:
+        """What changes as long as any rank goes on: the counters and the pulses."""
+        return (*self.snapshot(), *(int(count) for count in self._pulses))
 
 
 def is_waited(counts: tuple[int, ...]) -> bool:
@@ -76,3 +95,21 @@ class Stillness:
         if value != self._last:
             self._last, self._since_s = value, now
         return now - self._since_s
+
+
+class HangWatch:
+    """Notices that some rank is waited for and that none has shown a sign for `timeout_s`."""
+
+    def __init__(self, arrivals: Arrivals, timeout_s: float) -> None:
+        self._arrivals = arrivals
+        self._timeout_s = timeout_s
+        self._signs = Stillness()
+
+    def laggards(self) -> list[int] | None:
+        """The ranks that hang, none where that is not to be told; None where no rank does.
+
+        To be called every now and then.
+        """
+        snapshot = self._arrivals.snapshot()
+        is_still = self._signs.seconds(self._arrivals.signs()) >= self._timeout_s
+        return laggards(snapshot) if is_still and is_waited(snapshot) else None
