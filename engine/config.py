@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from distllm.engine.distributed.launcher.launch import LaunchedRanks
 from distllm.engine.quantization.config import QuantizationConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -28,7 +29,7 @@ class EngineConfig:
     take, with the buffers through which layers stream; None gives them what is free beside the KV pool.
     `tensor_parallel_size` ranks share the model; None takes as many as there are CUDA devices, or one. A rank that
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
-    what they computed; 0 never.
+    what they computed; 0 never. `launched` ranks are those that a launcher has started; None has them started here.
     `quantization` quantizes the weights while they load; None takes them as they are stored.
     `injection_policy` names, by the class of a layer, the linear layers whose partial outputs are added up over
     ranks ("parent.child"), in place of the model's own sharding plan.
@@ -55,10 +56,4 @@ class EngineConfig:
     quantization: QuantizationConfig | None = None
     injection_policy: Mapping[str, tuple[str, ...]] | None = None
     kv_cache_dtype: KvCacheDtypeName = "auto"
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "EngineConfig":
-        """What `dataclasses.asdict` took apart, as another process reads it from JSON."""
-        quantization = fields["quantization"]
-        whole = None if quantization is None else QuantizationConfig(**quantization)
-        return cls(**{**fields, "quantization": whole})
+    launched: LaunchedRanks | None = None

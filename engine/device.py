@@ -6,18 +6,22 @@ from distllm.engine.config import DeviceName
 from distllm.engine.memory import measure_free_host_bytes
 
 
-def resolve_device(name: DeviceName, rank: int = 0) -> torch.device:
-    """The CUDA device of this rank where there are any, else the CPU. Raises ValueError for one that is missing."""
+def resolve_device(name: DeviceName, local_rank: int = 0) -> torch.device:
+    """The CUDA device of this rank of a host where there are any, else the CPU.
+
+    Raises ValueError for one that is missing.
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device; use --device cpu")
-    if rank >= torch.cuda.device_count():
+    if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"--tensor-parallel-size: rank {rank} has no device of its own, there are {torch.cuda.device_count()}"
+            f"--tensor-parallel-size: rank {local_rank} has no device of its own, there are "
+            f"{torch.cuda.device_count()}"
         )
-    torch.cuda.set_device(rank)
-    return torch.device("cuda", rank)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def num_cuda_devices() -> int:

@@ -109,7 +109,7 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
     rank, size = (0, 1) if group is None else (group.rank, group.size)
-    device = resolve_device(config.device, rank)
+    device = resolve_device(config.device, 0 if group is None else group.local_rank)
     checkpoint = open_for_rank(Path(config.model), rank, size)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config), group)

@@ -4,11 +4,9 @@ Started as `python -m distllm.scheduler.process FD`, FD being one end of a socke
 """
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,6 +16,7 @@ from queue import SimpleQueue
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
+from distllm.engine.parent_death import end_with_parent, leave_signals_to_the_front_end
 from distllm.engine.pool_size import OutOfMemory
 from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
@@ -29,12 +28,11 @@ logger = logging.getLogger("distllm.engine")
 
 BuildExecutor = Callable[[EngineConfig, Progress, OnLost], Executor]
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(fd: int, build: BuildExecutor) -> None:
     """Serve the front end at the other end of `fd` with the executor that `build` makes."""
-    _leave_signals_to_the_front_end()
+    leave_signals_to_the_front_end()
+    end_with_parent()
     channel: BlockingChannel[ToEngine] = BlockingChannel(socket.socket(fileno=fd), ToEngine)
     try:
         start = channel.receive()
@@ -100,14 +98,6 @@ def _receive_forever(channel: BlockingChannel[ToEngine], inbox: "SimpleQueue[ToE
     except Exception:
         logger.exception("a message from the front end cannot be read")
         os._exit(1)  # rather than live on deaf
-
-
-def _leave_signals_to_the_front_end() -> None:
-    """A service manager signals every process; the front end drains and then shuts this one down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class EngineProcess:
     @classmethod
     async def _start(cls, start: StartEngine, command: Sequence[str]) -> "EngineProcess":
         try:
-            ours, process = await _start_process(command)
+            ours, process = await _start_process(command, _inherited(start))
         except OSError as error:
             raise CannotSpawn(f"no process can be started: {error.strerror or error}") from None
         ours.setblocking(False)
@@ -86,7 +86,9 @@ class EngineProcess:
             self._process.kill()
 
 
-async def _start_process(command: Sequence[str]) -> tuple[socket.socket, asyncio.subprocess.Process]:
+async def _start_process(
+    command: Sequence[str], inherited: Sequence[int]
+) -> tuple[socket.socket, asyncio.subprocess.Process]:
     """A process and our end of the socket to it."""
     ours, theirs = socket.socketpair()
     try:
@@ -95,7 +97,7 @@ async def _start_process(command: Sequence[str]) -> tuple[socket.socket, asyncio
             process = await asyncio.create_subprocess_exec(
                 *command,
                 str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *inherited),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is the front end's to handle
             )
@@ -103,3 +105,9 @@ async def _start_process(command: Sequence[str]) -> tuple[socket.socket, asyncio
         ours.close()
         raise
     return ours, process
+
+
+def _inherited(start: StartEngine) -> tuple[int, ...]:
+    """Descriptors that the engine finds under the numbers that its config tells."""
+    launched = start.engine.launched
+    return () if launched is None else (launched.listener,)

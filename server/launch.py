@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import time
@@ -14,6 +15,17 @@ from fastapi import FastAPI
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.descriptor import choose_size
+from distllm.engine.distributed.launcher.launch import (
+    Launch,
+    LaunchedRanks,
+    LaunchError,
+    check_size,
+    find_launch,
+    read_secret,
+)
+from distllm.engine.distributed.launcher.launcher_end import end_with_launcher
+from distllm.engine.distributed.launcher.rank_agent import run_agent
+from distllm.engine.distributed.launcher.rendezvous import listen_for_ranks
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
@@ -46,13 +58,28 @@ def serve(settings: Settings) -> int:
     """Serve until a signal ends it. Returns the exit status."""
     logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        checkpoint = find_checkpoint(settings)
-        with _listen(settings.server.host, settings.server.port) as listener:
-            asyncio.run(_serve(settings, checkpoint, listener))
-    except (CannotServe, ModelNotFound, CheckpointError, TokenizerError, EngineUnavailable) as error:
+        launch = _find_launch(settings.engine)
+        if launch is not None and launch.rank > 0:
+            return run_agent(launch)
+        with listen_for_ranks(launch) as launched:
+            checkpoint = find_checkpoint(settings)
+            with _listen(settings.server.host, settings.server.port) as listener:
+                asyncio.run(_serve(settings, checkpoint, listener, launched))
+    except (CannotServe, LaunchError, ModelNotFound, CheckpointError, TokenizerError, EngineUnavailable) as error:
         sys.stderr.write(f"distllm: {error}\n")
         return 1
     return 0
+
+
+def _find_launch(engine: EngineSection) -> Launch | None:
+    """This process's place where a launcher has started it, with which it then ends. Raises LaunchError."""
+    launch = find_launch(os.environ)
+    if launch is not None:
+        is_set = "tensor_parallel_size" in engine.model_fields_set and engine.tensor_parallel_size != "auto"
+        check_size(launch, int(engine.tensor_parallel_size) if is_set else None)
+        read_secret(os.environ, launch.num_hosts)
+        end_with_launcher(launch)
+    return launch
 
 
 def find_checkpoint(settings: Settings) -> Path:
@@ -63,9 +90,12 @@ def find_checkpoint(settings: Settings) -> Path:
 
 
 def start_message(
-    settings: Settings, checkpoint: Path, injection_policy: Mapping[str, tuple[str, ...]] | None = None
+    settings: Settings,
+    checkpoint: Path,
+    injection_policy: Mapping[str, tuple[str, ...]] | None = None,
+    launched: LaunchedRanks | None = None,
 ) -> StartEngine:
-    """What the engine process must know. Raises CheckpointError."""
+    """What the engine process must know; `launched` ranks are there already. Raises CheckpointError."""
     engine, scheduler = settings.engine, settings.scheduler
     return StartEngine(
         engine=EngineConfig(
@@ -82,11 +112,12 @@ def start_message(
             offload=engine.offload,
             offload_dir=None if engine.offload_dir is None else str(engine.offload_dir.absolute()),
             weights_bytes=_gib_to_bytes(engine.weights_memory),
-            tensor_parallel_size=_num_ranks(engine, checkpoint),
+            tensor_parallel_size=_num_ranks(engine, checkpoint, launched),
             rank_timeout_s=engine.rank_timeout_s,
             rank_check_steps=engine.rank_check_steps,
             quantization=settings.model.quantization_config,
             injection_policy=injection_policy,
+            launched=launched,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,
@@ -98,11 +129,13 @@ def start_message(
     )
 
 
-def _num_ranks(engine: EngineSection, checkpoint: Path) -> int | None:
-    """What the setting says; where it is not set, what a converted checkpoint was converted for.
+def _num_ranks(engine: EngineSection, checkpoint: Path, launched: LaunchedRanks | None) -> int | None:
+    """As many as were launched, else what the setting says; where that says nothing, what it was converted for.
 
     Raises CheckpointError where they differ.
     """
+    if launched is not None:
+        return choose_size(checkpoint, launched.size)
     asked = None if engine.tensor_parallel_size == "auto" else engine.tensor_parallel_size
     is_set = "tensor_parallel_size" in engine.model_fields_set
     return choose_size(checkpoint, asked if is_set else None) or asked
@@ -112,13 +145,16 @@ def _gib_to_bytes(amount: float | None) -> int | None:
     return None if amount is None else int(amount * 2**30)
 
 
-async def _serve(settings: Settings, checkpoint: Path, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings, checkpoint: Path, listener: socket.socket, launched: LaunchedRanks | None
+) -> None:
     """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
     started_s = time.monotonic()
     asyncio.get_running_loop().set_exception_handler(QuietAccept())
     max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
-    engine = EngineClient(start_message(settings, checkpoint), bar, step_timeout_s=settings.engine.step_timeout_s)
+    start = start_message(settings, checkpoint, launched=launched)
+    engine = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
     await engine.start()
     try:
         app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)

@@ -22,7 +22,7 @@ _READY_LINE = re.compile(r"ready at (http://\S+)")
 
 @dataclass
 class RunningServer:
-    """A `distllm serve` process. `log` is what it has printed so far, line by line."""
+    """A `distllm serve` process, or what has launched it. `log` is what it has printed so far, line by line."""
 
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class RunningServer:
         """The engine process of the moment."""
         (engine,) = [
             child.pid
-            for child in psutil.Process(self.process.pid).children()
+            for child in psutil.Process(self.process.pid).children(recursive=True)
             if "distllm.scheduler.process" in child.cmdline()
         ]
         return engine
@@ -57,8 +57,11 @@ StartServer = Callable[..., RunningServer]
 
 
 @contextmanager
-def running_server(arguments: Sequence[str], environment: dict[str, str]) -> Iterator[RunningServer]:
-    command = [sys.executable, "-m", "distllm.server", "serve", "--port", "0", *arguments]
+def running_server(
+    arguments: Sequence[str], environment: dict[str, str], launcher: Sequence[str] = ("-m",)
+) -> Iterator[RunningServer]:
+    """`launcher` are the words between Python and our module."""
+    command = [sys.executable, *launcher, "distllm.server", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

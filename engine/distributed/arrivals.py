@@ -14,6 +14,8 @@ import numpy as np
 
 from distllm.engine.distributed.shared_bytes import map_bytes
 
+CHECK_S = 0.1
+"""How often a rank looks after the others."""
 _STRIDE = 16
 """Counters apart, so that each has cache lines of its own."""
 
@@ -49,6 +51,14 @@ class Arrivals:
     def beat(self) -> None:
         """Show that the first rank's process runs, also while no rank waits for it."""
         self._beat += 1
+
+    def note(self, rank: int, count: int, num_pulses: int) -> None:
+        """Take over what another rank says of itself, whose memory this one does not share."""
+        self._counters[rank], self._pulses[rank] = count, num_pulses
+
+    def report(self) -> list[tuple[int, int]]:
+        """What every rank would say of itself, for `note`."""
+        return [(int(count), int(pulses)) for count, pulses in zip(self._counters, self._pulses, strict=True)]
 
     @property
     def num_beats(self) -> int:

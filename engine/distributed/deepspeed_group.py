@@ -4,14 +4,16 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from distllm.engine.distributed.arrivals import Arrivals
+from distllm.engine.distributed.meeting_point import interface_towards, open_store
+from distllm.engine.distributed.membership import Membership
 from distllm.engine.distributed.shared_memory_op import (
     ADDRESS,
     forget_segments,
@@ -25,24 +27,6 @@ _SET_UP_TIMEOUT = timedelta(minutes=30)
 """Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """One process's place among the ranks of a model, and how they find each other.
-
-    `meeting_point` is a torch.distributed init_method. `name` consists of digits and is unique to this run of ranks
-    on this host, where `num_local` of them are. All ranks have the same `shares_memory`: whether they sum through
-    shared memory.
-    """
-
-    rank: int
-    size: int
-    meeting_point: str
-    name: str
-    device_type: str
-    num_local: int
-    shares_memory: bool
-
-
 class DeepSpeedGroup:
     """A RankGroup over processes. Every call but `pulse` waits for all ranks.
 
@@ -54,8 +38,10 @@ class DeepSpeedGroup:
             raise RuntimeError("this process is a rank already; another model needs a process of its own")
         self.rank = membership.rank
         self.size = membership.size
+        self.local_rank = membership.local_rank
+        self.host = membership.host
         self._arrivals = arrivals
-        self._device = torch.device("cpu" if membership.device_type == "cpu" else f"cuda:{membership.rank}")
+        self._device = torch.device("cpu" if membership.device_type == "cpu" else f"cuda:{membership.local_rank}")
         self._sum = self._sum_in_shared_memory if membership.shares_memory else self._sum_gathered
         _set_environment(membership)
         if membership.shares_memory:
@@ -125,25 +111,37 @@ def _set_environment(membership: Membership) -> None:
     os.environ.update(
         DS_ACCELERATOR=membership.device_type,
         RANK=str(membership.rank),
-        LOCAL_RANK=str(membership.rank),
+        LOCAL_RANK=str(membership.local_rank),
         WORLD_SIZE=str(membership.size),
         LOCAL_SIZE=str(membership.num_local),
         MASTER_ADDR=ADDRESS,
         MASTER_PORT=membership.name,
     )
+    meeting_point = urlsplit(membership.meeting_point)
     if membership.num_local == membership.size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    elif (interface := interface_towards(str(meeting_point.hostname), int(meeting_point.port or 0))) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _init_distributed(membership: Membership) -> Any:
     """deepspeed.comm, with the ranks joined. Returns once all are there."""
+    backend = "gloo" if membership.device_type == "cpu" else "nccl"
+    if membership.num_local != membership.size:
+        torch.distributed.init_process_group(  # DeepSpeed takes over what is there
+            backend,
+            timeout=_SET_UP_TIMEOUT,
+            store=open_store(membership.meeting_point),
+            rank=membership.rank,
+            world_size=membership.size,
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
 
         if not membership.shares_memory:  # else it would be built, and wait for the others' segments
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
-            dist_backend="gloo" if membership.device_type == "cpu" else "nccl",
+            dist_backend=backend,
             auto_mpi_discovery=False,
             verbose=False,
             timeout=_SET_UP_TIMEOUT,

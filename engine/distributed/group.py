@@ -15,6 +15,14 @@ class RankGroup(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def local_rank(self) -> int:
+        """This rank's number among those of its host."""
+
+    @property
+    def host(self) -> int:
+        """The number of this rank's host."""
+
     def sum_rows(self, rows: Tensor) -> Tensor:
         """The sum over ranks of `rows`, added in the order of the ranks, in the same tensor or another.
 

@@ -1,12 +1,13 @@
 """How the ranks of a model come to have equally many KV blocks, though their parts and their memory may differ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.step_frame import FrameSize
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.pool_size import OutOfMemory, size_pool
+from distllm.engine.pool_size import OutOfMemory, PoolNeed, size_pool
 from distllm.engine.served_model import ServedModel
 
 
@@ -23,22 +24,29 @@ class AgreedPool:
 def agree_on_pool(config: EngineConfig, served: ServedModel, group: RankGroup, free_bytes: int) -> AgreedPool:
     """Size the pool so that it fits every rank. Raises OutOfMemory, on all ranks alike.
 
-    Ranks on a CPU share the host's memory, so that one's pool is what all need; on GPUs each has its own.
+    Ranks on the CPU of a host share its memory, so that one's pool is what they all need; on GPUs each has its own.
     """
     need = served.pool_need(config)
-    figures = group.gather_numbers([need.block_bytes, served.weight_bytes, free_bytes])
-    block_bytes = sum(figure[0] for figure in figures)
+    memory = group.host if served.device.type == "cpu" else group.rank
+    figures = [
+        _Figures(*numbers)
+        for numbers in group.gather_numbers([need.block_bytes, served.weight_bytes, free_bytes, memory])
+    ]
+    block_bytes = sum(figure.block_bytes for figure in figures)
     config = served.pool_config(config, block_bytes)
-    if served.device.type == "cpu":
-        whole = replace(need, block_bytes=block_bytes, activation_bytes=need.activation_bytes * group.size)
-        num_blocks = size_pool(config, whole, min(figure[2] for figure in figures))
-    else:
-        num_blocks = _smallest_pool(config, served, figures)
+    memories = {figure.memory: [other for other in figures if other.memory == figure.memory] for figure in figures}
+    pools = []
+    for memory, sharers in memories.items():
+        try:
+            pools.append(_affordable(config, need, sharers, block_bytes))
+        except OutOfMemory as error:
+            place = f"host {memory}" if served.device.type == "cpu" else f"the device of rank {memory}"
+            raise OutOfMemory(f"on {place}, {error}" if len(memories) > 1 else str(error)) from None
     assert served.sharding is not None
     return AgreedPool(
-        num_blocks=num_blocks,
+        num_blocks=min(pools),
         block_bytes=block_bytes,
-        weight_bytes=sum(figure[1] for figure in figures),
+        weight_bytes=sum(figure.weight_bytes for figure in figures),
         frame_size=FrameSize(
             max_tokens=config.max_num_batched_tokens,
             max_sequences=config.max_num_seqs,
@@ -48,15 +56,23 @@ def agree_on_pool(config: EngineConfig, served: ServedModel, group: RankGroup, f
     )
 
 
-def _smallest_pool(config: EngineConfig, served: ServedModel, figures: list[list[int]]) -> int:
-    """What every rank's own device affords. A given size of the pool is that of all ranks together."""
-    total_bytes = sum(figure[0] for figure in figures)
-    pools = []
-    for rank, (block_bytes, _, free_bytes) in enumerate(figures):
-        given = config.kv_cache_bytes
-        share = replace(config, kv_cache_bytes=None if given is None else given * block_bytes // total_bytes)
-        try:
-            pools.append(size_pool(share, replace(served.pool_need(config), block_bytes=block_bytes), free_bytes))
-        except OutOfMemory as error:
-            raise OutOfMemory(f"on the device of rank {rank}, {error}") from None
-    return min(pools)
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What a rank says of itself. `memory` is the number of that from which its part of the pool is taken."""
+
+    block_bytes: int
+    weight_bytes: int
+    free_bytes: int
+    memory: int
+
+
+def _affordable(config: EngineConfig, need: PoolNeed, sharers: Sequence[_Figures], total_bytes: int) -> int:
+    """Blocks that one memory affords for the parts of its ranks. A given size is that of all ranks together.
+
+    `total_bytes` are those of a block on all ranks.
+    """
+    block_bytes = sum(rank.block_bytes for rank in sharers)
+    given = config.kv_cache_bytes
+    share = replace(config, kv_cache_bytes=None if given is None else given * block_bytes // total_bytes)
+    whole = replace(need, block_bytes=block_bytes, activation_bytes=need.activation_bytes * len(sharers))
+    return size_pool(share, whole, min(rank.free_bytes for rank in sharers))

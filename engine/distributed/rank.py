@@ -1,116 +1,121 @@
-"""A rank's process: holds its part of a model and computes the steps that the first rank writes for all.
+"""A rank's program: holds its part of a model and computes the steps that the first rank sends to all.
 
 Started as `python -m distllm.engine.distributed.rank DESCRIPTORS` by the engine process, which is the first rank,
-and ended with it.
+and ended with it; or by a launcher's agent, as launched_rank.py says.
 """
 
-import ctypes
-import json
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
-import threading
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from distllm.engine.config import EngineConfig
-from distllm.engine.distributed.arrivals import Arrivals, HangWatch, Stillness
+from distllm.engine.distributed.arrivals import Arrivals
 from distllm.engine.distributed.cores import bind
+from distllm.engine.distributed.first_rank_watch import kill, watch_first_rank
+from distllm.engine.distributed.rank_start import RankStart
+from distllm.engine.distributed.shared_memory_link import Descriptors, SharedMemoryLink
+from distllm.engine.parent_death import end_with_parent, leave_signals_to_the_front_end
+
+if TYPE_CHECKING:
+    from distllm.engine.batch import StepTensors
+    from distllm.engine.distributed.step_exchange import RankResult
+    from distllm.engine.distributed.step_frame import FrameSize
 
 logger = logging.getLogger("distllm.engine")
 
-STALL_CHECK_S = 0.1
-_PR_SET_PDEATHSIG = 1
+_DELAY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptors:
-    """What a rank inherits: connections for steps and for what went wrong, and two pieces of shared memory."""
+class FirstRankLink(Protocol):
+    """A rank's way to the first one. Its methods raise EOFError or ConnectionError once that has gone."""
 
-    control: int
-    alarm: int
-    arrivals: int
-    frame: int
+    def receive_start(self) -> RankStart: ...
 
-    def text(self) -> str:
-        return f"{self.control},{self.alarm},{self.arrivals},{self.frame}"
+    def join(self, rank: int, size: int) -> Arrivals:
+        """The counters by which ranks look after each other."""
+
+    def open_frame(self, size: "FrameSize") -> None: ...
+
+    def receive_step(self) -> "StepTensors": ...
+
+    def send_result(self, result: "RankResult") -> None: ...
+
+    def alarm(self, reason: str) -> None:
+        """Say why this rank cannot go on."""
 
 
-def main(text: str) -> None:
-    """Run a rank until the first rank's end of the connection closes."""
-    descriptors = Descriptors(*map(int, text.split(",")))
-    _end_with_parent()
-    control, alarm = Connection(descriptors.control), Connection(descriptors.alarm)
+def run_rank(link: FirstRankLink) -> None:
+    """Run a rank until the first one has gone."""
     try:
-        start = json.loads(control.recv_bytes())
-        bind(frozenset(start["cores"]))
-        logging.basicConfig(level=start["log_level"], format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        _run(start, descriptors, control)
-    except (EOFError, OSError):  # the first rank has gone
+        start = link.receive_start()
+        bind(frozenset(start.cores or ()))  # before libraries start threads
+        logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        _compute(start, link)
+    except (EOFError, ConnectionError):  # the first rank has gone
         os._exit(0)
     except Exception as error:
         logger.debug("a rank failed", exc_info=True)
-        alarm.send_bytes(_reason(error).encode())
-        signal.pause()  # until the first rank has ended this one
+        if not _is_for_operators(error):  # the loss of another rank may be behind it, of which the first one knows
+            time.sleep(_DELAY_S)
+        with contextlib.suppress(ConnectionError):
+            link.alarm(_reason(error))
+        signal.pause()  # until this process is ended
 
 
-def _run(start: dict[str, Any], descriptors: Descriptors, control: Connection) -> None:
+def _compute(start: RankStart, link: FirstRankLink) -> None:
     """Load this rank's part, take part in sizing the cache, and compute steps."""
     from distllm.engine.device import measure_free_bytes
-    from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup, Membership
+    from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup
     from distllm.engine.distributed.pool_agreement import agree_on_pool
     from distllm.engine.distributed.rank_check import RankCheck
-    from distllm.engine.distributed.step_frame import StepFrame
+    from distllm.engine.distributed.step_exchange import RankResult
     from distllm.engine.served_model import prepare_model
 
-    config, membership = EngineConfig.of(start["config"]), Membership(**start["membership"])
-    arrivals = Arrivals(descriptors.arrivals, membership.rank, membership.size)
+    config, membership = start.config, start.membership
+    _check_model(config.model, membership.rank)
+    arrivals = link.join(membership.rank, membership.size)
     group = DeepSpeedGroup(membership, arrivals)
     served = prepare_model(config, lambda *_: None, group)
     pool = agree_on_pool(config, served, group, measure_free_bytes(served.device))
     forward = served.forward_over(pool.num_blocks)
-    frame = StepFrame(descriptors.frame, pool.frame_size)
+    link.open_frame(pool.frame_size)
     check = RankCheck(served.model, config.rank_check_steps)
     group.gather_numbers([0])  # all are ready for steps
-    _watch_first_rank(arrivals, config.rank_timeout_s)
+    end = partial(os._exit, 1) if start.first_rank_pid is None else partial(kill, start.first_rank_pid)
+    watch_first_rank(arrivals, config.rank_timeout_s, end)
     while True:
-        control.recv_bytes()
-        frame.write_logits(membership.rank, forward.needed(frame.read()))
+        logits = forward.needed(link.receive_step())
         with arrivals.waiting():
-            control.send_bytes(check.digest())
+            link.send_result(RankResult(check.digest(), logits))
 
 
-def _watch_first_rank(arrivals: Arrivals, timeout_s: float) -> None:
-    """End the first rank when it hangs: the one whom no other process watches."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        beats, hang = Stillness(), HangWatch(arrivals, timeout_s)
-        while beats.seconds(arrivals.num_beats) < timeout_s and 0 not in (hang.laggards() or ()):
-            pause.wait(STALL_CHECK_S)
-        logger.error("the first rank has not moved for %g s; it hangs and is ended", timeout_s)
-        os.kill(parent, signal.SIGKILL)
-
-    pause = threading.Event()
-    threading.Thread(target=watch, name="watch-first-rank", daemon=True).start()
+def _check_model(path: str, rank: int) -> None:
+    """Ranks read the checkpoint each for itself. Raises ValueError where this host has none."""
+    if not Path(path).exists():
+        raise ValueError(
+            f"host {socket.gethostname()} of rank {rank} has no {path}: every host needs the model at the same path"
+        )
 
 
 def _reason(error: Exception) -> str:
     """One line: an error made for the operator as it is, any other with its kind."""
     first = (str(error).strip() or "no reason given").splitlines()[0]
-    is_for_operators = type(error).__module__.startswith("distllm.") or type(error) is ValueError
-    return first if is_for_operators else f"{type(error).__name__}: {first}; --log-level DEBUG shows where"
+    if _is_for_operators(error):
+        return first
+    return f"{type(error).__name__}: {first}; --log-level DEBUG shows where"
 
 
-def _end_with_parent() -> None:
-    """Signals are for the front end to handle; when the engine process has gone, so has this."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _is_for_operators(error: Exception) -> bool:
+    return type(error).__module__.startswith("distllm.") or type(error) is ValueError
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    leave_signals_to_the_front_end()
+    end_with_parent()
+    run_rank(SharedMemoryLink(Descriptors(*map(int, sys.argv[1].split(",")))))

@@ -1,9 +1,9 @@
-"""Runs steps on several ranks of one host that share a model. This process is the first of them."""
+"""Runs steps on several ranks that share a model, wherever they are. This process is the first of them."""
 
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -11,12 +11,14 @@ from distllm.engine.batch import StepTensors
 from distllm.engine.config import DeviceName, EngineConfig
 from distllm.engine.device import measure_free_bytes, resolve_device
 from distllm.engine.distributed.arrivals import Arrivals
-from distllm.engine.distributed.cores import bind, share_cores
-from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup, Membership, why_gathered
+from distllm.engine.distributed.cores import bind
+from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup, why_gathered
+from distllm.engine.distributed.placement import Placement
+from distllm.engine.distributed.placing import place_ranks
 from distllm.engine.distributed.pool_agreement import agree_on_pool
 from distllm.engine.distributed.rank_check import RankCheck
-from distllm.engine.distributed.rank_processes import RankProcesses
-from distllm.engine.distributed.step_frame import StepFrame
+from distllm.engine.distributed.rank_watch import RankWatch
+from distllm.engine.distributed.step_exchange import StepExchange
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.forward import ModelForward
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
@@ -37,8 +39,8 @@ class ShardedForward:
     """A Forward over all ranks: tells them the step, computes this rank's part and puts the logits together."""
 
     own: ModelForward
-    frame: StepFrame
-    ranks: RankProcesses
+    exchange: StepExchange
+    watch: RankWatch
     arrivals: Arrivals
     check: RankCheck
 
@@ -46,16 +48,15 @@ class ShardedForward:
         return self.needed(replace(batch, num_candidates=batch.num_candidates[:0])).whole
 
     def needed(self, batch: StepTensors) -> NeededLogits:
-        self.frame.write(batch)
-        self.ranks.begin_step()
-        own = self.own.needed(batch)
-        digest = self.check.digest()
-        with self.arrivals.waiting():
-            digests = self.ranks.end_step()
-        if any(other != digest for other in digests):
+        with self.watch.naming_the_lost():
+            self.exchange.send_step(batch)
+            own = self.own.needed(batch)
+            digest = self.check.digest()
+            with self.arrivals.waiting():
+                others = self.exchange.receive_results(batch)
+        if any(other.digest != digest for other in others):
             raise RanksDiffer("the ranks computed different activations; the engine is started anew")
-        others = [self.frame.read_logits(rank, batch) for rank in range(1, self.arrivals.size)]
-        return NeededLogits.merge([own, *others], batch.num_candidates)
+        return NeededLogits.merge([own, *(other.logits for other in others)], batch.num_candidates)
 
 
 class TensorParallelExecutor:
@@ -63,9 +64,10 @@ class TensorParallelExecutor:
 
     max_in_flight = 1
 
-    def __init__(self, local: LocalExecutor, ranks: RankProcesses) -> None:
+    def __init__(self, local: LocalExecutor, placement: Placement, watch: RankWatch) -> None:
         self._local = local
-        self._ranks = ranks
+        self._placement = placement
+        self._watch = watch
 
     @property
     def info(self) -> ExecutorInfo:
@@ -77,7 +79,8 @@ class TensorParallelExecutor:
 
     def close(self) -> None:
         """End the other ranks and give the memory back."""
-        self._ranks.close()
+        self._watch.close()
+        self._placement.close()
         self._local.close()
 
 
@@ -92,42 +95,37 @@ def start_tensor_parallel(config: EngineConfig, on_progress: Progress, on_lost: 
     device: DeviceName = "cuda" if resolve_device(config.device).type == "cuda" else "cpu"
     config = replace(config, device=device)
     check_division(config, size)
-    ranks = RankProcesses(size, config.rank_timeout_s, on_lost)
+    placement = place_ranks(config, size, on_progress)
+    watch = RankWatch(placement, config.rank_timeout_s, on_lost)
     try:
-        return _join(config, ranks, on_progress, started_s)
+        return _join(config, placement, watch, on_progress, started_s)
     except BaseException:
-        ranks.close()
+        watch.close()
+        placement.close()
         raise
 
 
 def _join(
-    config: EngineConfig, ranks: RankProcesses, on_progress: Progress, started_s: float
+    config: EngineConfig, placement: Placement, watch: RankWatch, on_progress: Progress, started_s: float
 ) -> TensorParallelExecutor:
     """Load this rank's part while the others load theirs."""
-    cores = share_cores(ranks.size)
-    reason = why_gathered(config.device, ranks.size, ranks.size, sum(map(len, cores)))
+    membership = placement.membership
+    reason = why_gathered(config.device, membership.size, membership.num_local, placement.num_cores)
     if reason is not None:
         logger.info("the ranks do not sum through shared memory: %s", reason)
-    membership = Membership(
-        rank=0,
-        size=ranks.size,
-        meeting_point=ranks.meeting_point,
-        name=ranks.name,
-        device_type=config.device,
-        num_local=ranks.size,
-        shares_memory=reason is None,
-    )
-    ranks.start(asdict(config), asdict(membership), cores)
-    bind(cores[0])
-    group = DeepSpeedGroup(membership, ranks.arrivals)
+    membership = replace(membership, device_type=config.device, shares_memory=reason is None)
+    placement.start(replace(config, launched=None), membership)
+    watch.start()
+    bind(placement.cores)
+    group = DeepSpeedGroup(membership, placement.arrivals)
     served = prepare_model(config, on_progress, group)
     on_progress("sizing the KV cache", 1.0)
     pool = agree_on_pool(config, served, group, measure_free_bytes(served.device))
     own = served.forward_over(pool.num_blocks)
-    frame = StepFrame(ranks.frame_descriptor, pool.frame_size)
+    exchange = placement.open_exchange(pool.frame_size)
     check = RankCheck(served.model, config.rank_check_steps)
     group.gather_numbers([0])  # all are ready for steps
-    ranks.expect_progress()
+    watch.expect_progress()
     info = served.info(pool.num_blocks, pool.block_bytes, pool.weight_bytes, time.monotonic() - started_s)
-    forward = ShardedForward(own, frame, ranks, ranks.arrivals, check)
-    return TensorParallelExecutor(LocalExecutor(ModelRunner(forward), info), ranks)
+    forward = ShardedForward(own, exchange, watch, placement.arrivals, check)
+    return TensorParallelExecutor(LocalExecutor(ModelRunner(forward), info), placement, watch)

@@ -73,9 +73,11 @@ def _share(
     free_bytes = measure_free_bytes(device)
     if group is None:
         return config, free_bytes
-    figures = group.gather_numbers([free_bytes, need.block_bytes])  # no rank has brought a layer back yet
+    own = [free_bytes, need.block_bytes, group.host]
+    figures = group.gather_numbers(own)  # no rank has brought a layer back yet
     if device.type == "cpu":
-        free_bytes = min(figure[0] for figure in figures) // group.size
+        sharers = [figure[0] for figure in figures if figure[2] == group.host]
+        free_bytes = min(sharers) // len(sharers)
     kv, weights = config.kv_cache_bytes, config.weights_bytes
     share = replace(
         config,

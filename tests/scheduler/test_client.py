@@ -136,12 +136,14 @@ async def test_an_engine_that_cannot_be_started_for_a_while_is_tried_again(monke
     request = long_request(1)
     start_process, num_tries = spawn._start_process, 0
 
-    async def refuse_twice(command: Sequence[str]) -> tuple[socket.socket, asyncio.subprocess.Process]:
+    async def refuse_twice(
+        command: Sequence[str], inherited: Sequence[int]
+    ) -> tuple[socket.socket, asyncio.subprocess.Process]:
         nonlocal num_tries
         num_tries += 1
         if num_tries <= 2:
             raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-        return await start_process(command)
+        return await start_process(command, inherited)
 
     async with ready_client() as client:
         monkeypatch.setattr(spawn, "_start_process", refuse_twice)

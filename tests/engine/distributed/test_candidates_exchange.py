@@ -1,9 +1,9 @@
-"""Steps over ranks of which the first samples: candidates and whole rows through the frame, side by side."""
+"""Steps over ranks of which the first samples: candidates and whole rows, through the frame and as messages."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from distllm.engine.batch import StepTensors
 from distllm.engine.distributed.arrivals import Arrivals
 from distllm.engine.distributed.division import divide
+from distllm.engine.distributed.hosts.step_messages import decode_result, decode_step, encode_result, encode_step
 from distllm.engine.distributed.rank_check import RankCheck
-from distllm.engine.distributed.rank_processes import RankProcesses
+from distllm.engine.distributed.rank_watch import RankWatch
 from distllm.engine.distributed.sharding import INNER_UNIT
 from distllm.engine.distributed.shared_bytes import create_descriptor
+from distllm.engine.distributed.step_exchange import RankResult
 from distllm.engine.distributed.step_frame import FrameSize, StepFrame
 from distllm.engine.executor.tensor_parallel import ShardedForward
 from distllm.engine.forward import ModelForward
@@ -46,44 +48,70 @@ WHOLE = [
 
 
 class _ThreadedRanks:
-    """Computes the other ranks' parts of a step in threads, as RankProcesses does in processes."""
+    """A StepExchange with ranks that are threads, through the frame that they share."""
 
-    def __init__(self, forwards: Sequence[ModelForward], frames: Sequence[StepFrame]) -> None:
-        self._ranks = list(enumerate(zip(forwards, frames, strict=True), start=1))
+    def __init__(self, forwards: Sequence[ModelForward], frame: StepFrame) -> None:
+        self._ranks = list(enumerate(forwards, start=1))
+        self._frame = frame
         self._pool = ThreadPoolExecutor(len(forwards))
-        self._steps: list[Future[bytes]] = []
+        self._steps: list[Future[None]] = []
 
-    def begin_step(self) -> None:
+    def send_step(self, batch: StepTensors) -> None:
+        self._frame.write(batch)
         self._steps = [self._pool.submit(self._compute, *rank) for rank in self._ranks]
 
-    def end_step(self) -> list[bytes]:
-        return [step.result() for step in self._steps]
+    def receive_results(self, batch: StepTensors) -> list[RankResult]:
+        for step in self._steps:
+            step.result()
+        return [RankResult(b"", self._frame.read_logits(rank, batch)) for rank, _ in self._ranks]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _compute(self, rank: int, forward: ModelForward) -> None:
+        self._frame.write_logits(rank, forward.needed(self._frame.read()))
+
+
+class _DistantRanks:
+    """The same through the messages that go to other hosts."""
+
+    def __init__(self, forwards: Sequence[ModelForward]) -> None:
+        self._forwards = forwards
+        self._pool = ThreadPoolExecutor(len(forwards))
+        self._steps: list[Future[bytearray]] = []
+
+    def send_step(self, batch: StepTensors) -> None:
+        message = bytearray(b"".join(encode_step(batch)))
+        self._steps = [self._pool.submit(self._compute, forward, message) for forward in self._forwards]
+
+    def receive_results(self, _batch: StepTensors) -> list[RankResult]:
+        return [decode_result(step.result()) for step in self._steps]
 
     def close(self) -> None:
         self._pool.shutdown()
 
     @staticmethod
-    def _compute(rank: int, parts: tuple[ModelForward, StepFrame]) -> bytes:
-        forward, frame = parts
-        frame.write_logits(rank, forward.needed(frame.read()))
-        return b""
+    def _compute(forward: ModelForward, message: bytearray) -> bytearray:
+        return bytearray(b"".join(encode_result(RankResult(b"", forward.needed(decode_step(message))))))
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[(2, "frame"), (3, "frame"), (2, "messages")], ids=str)
 def sharded(request: pytest.FixtureRequest, ranks: Callable[..., Ranks]) -> Iterator[ShardedForward]:
-    own, *others = ranks("llama", request.param)
-    vocab_sizes = tuple(len(part) for part in divide(VOCAB_SIZE, request.param, INNER_UNIT))
+    num_ranks, way = request.param
+    own, *others = ranks("llama", num_ranks)
+    vocab_sizes = tuple(len(part) for part in divide(VOCAB_SIZE, num_ranks, INNER_UNIT))
     size = FrameSize(max_tokens=64, max_sequences=8, max_blocks=8, vocab_sizes=vocab_sizes)
     frame_file, arrivals_file = create_descriptor(), create_descriptor()
-    threads = _ThreadedRanks(others, [StepFrame(frame_file, size) for _ in others])
+    frame = StepFrame(frame_file, size)
+    exchange = _ThreadedRanks(others, frame) if way == "frame" else _DistantRanks(others)
     yield ShardedForward(
         own,
-        StepFrame(frame_file, size),
-        cast(RankProcesses, threads),
-        Arrivals(arrivals_file, 0, request.param),
+        exchange,
+        RankWatch(Mock(), 60, Mock()),
+        Arrivals(arrivals_file, 0, num_ranks),
         RankCheck(own.model, 0),
     )
-    threads.close()
+    exchange.close()
     os.close(frame_file)
     os.close(arrivals_file)
 
@@ -135,14 +163,15 @@ def test_a_step_gives_what_whole_rows_of_all_ranks_give(
 
 def test_greedy_rows_hand_over_one_token_of_each_rank(sharded: ShardedForward) -> None:
     seen: list[NeededLogits] = []
-    read_logits = sharded.frame.read_logits
+    receive = sharded.exchange.receive_results
 
-    def spy(rank: int, batch: StepTensors) -> NeededLogits:
-        seen.append(read_logits(rank, batch))
-        return seen[-1]
+    def spy(batch: StepTensors) -> list[RankResult]:
+        results = receive(batch)
+        seen.extend(result.logits for result in results)
+        return results
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharded.frame, "read_logits", spy)
+        patch.setattr(sharded.exchange, "receive_results", spy)
         ModelRunner(sharded).run(make_step(LISTED[:1] * 6))
     assert len(seen) == sharded.arrivals.size - 1
     for part in seen:

@@ -16,6 +16,8 @@ class ThreadGroup:
     def __init__(self, rank: int, exchange: "_Exchange") -> None:
         self.rank = rank
         self.size = exchange.size
+        self.local_rank = rank
+        self.host = 0
         self._exchange = exchange
 
     def sum_rows(self, rows: Tensor) -> Tensor:
