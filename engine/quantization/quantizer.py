@@ -58,11 +58,16 @@ def _quantize_rows(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> 
 def _symmetric_scales(groups: Tensor, bits: int) -> Tensor:
     """The least scale [rows, groups] under which no weight leaves -2^(bits-1) .. 2^(bits-1) - 1."""
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return torch.maximum(groups.amax(-1) / most, groups.amin(-1) / least).clamp_(min=_LEAST_SCALE)
+    return torch.maximum(_divide(groups.amax(-1), most), _divide(groups.amin(-1), least)).clamp_(min=_LEAST_SCALE)
 
 
 def _shifted_scales(groups: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Scales, and the codes of zero: the range of a group, widened to hold 0, takes all codes."""
     lowest, highest = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-    scales = ((highest - lowest) / (2**bits - 1)).clamp_(min=_LEAST_SCALE).to(dtype)
+    scales = _divide(highest - lowest, 2**bits - 1).clamp_(min=_LEAST_SCALE).to(dtype)
     return scales, (-lowest / scales.float()).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def _divide(values: Tensor, divisor: int) -> Tensor:
+    """The same quotients on every device: by a number, CUDA multiplies with its reciprocal."""
+    return values / values.new_tensor(divisor)

@@ -33,6 +33,7 @@ def agree(hosts: list[int], free_bytes: list[int], config: EngineConfig = CONFIG
         weight_bytes=0,
         max_model_len=1024,
         sharding=SimpleNamespace(vocabularies=[]),
+        pool_config=lambda config, _: config,
         pool_need=lambda _: PoolNeed(block_bytes=GIB >> 10, max_model_len=1024, max_num_seqs=64),
     )
     group = OfHosts(hosts, free_bytes)

@@ -34,6 +34,16 @@ def test_no_weight_moves_further_than_half_a_step(scheme: WeightScheme, dtype: t
     assert tensor.dequantize().dtype == dtype
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_a_gpu_chooses_the_same_codes_and_scales(scheme: WeightScheme) -> None:
+    weight = random_weight(512, 256)
+    here, there = quantize(weight, scheme), quantize(weight.cuda(), scheme)
+    assert torch.equal(here.codes, there.codes.cpu())
+    assert torch.equal(here.scales, there.scales.cpu())
+
+
 def test_four_bits_take_half_a_byte_and_scales_of_bf16() -> None:
     tensor = quantize(random_weight(64, 1024, torch.bfloat16), WeightScheme(bits=4, group_size=32))
     assert tensor.num_bytes == 64 * 1024 // 2 + 64 * 32 * 2
