@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from distllm.deepspeed.config import DeepSpeedConfig
+from distllm.deepspeed.model_check import check_model
 from distllm.deepspeed.private_directory import PrivateDirectory
 from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.shared_weights import CannotShare, SharedWeights
@@ -25,7 +25,6 @@ from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, Descriptor, fi
 from distllm.engine.conversion.linked import link_converted
 from distllm.engine.distributed.user_policy import InvalidPolicy, check_policy
 from distllm.engine.hub import resolve
-from distllm.engine.reference_block import register_reference_model
 
 logger = logging.getLogger("distllm.deepspeed")
 
@@ -48,7 +47,9 @@ class ModelDirectory:
         """
         files = None if config.checkpoint_dict is None else _checkpoint_files(config.checkpoint_dict)
         if isinstance(model, PreTrainedModel):
-            check_model(model, config)
+            check_model(model)
+            if config.injection_policy is not None:
+                _check_policy(model, config.injection_policy)
         elif not isinstance(model, str | Path):
             kind = type(model).__name__
             raise InvalidOption("model", f"must be a transformers model, a path or a name, not a {kind}")
@@ -108,20 +109,11 @@ class ModelDirectory:
         logger.debug("moved %s of weights to shared memory in %.2f s", byte_size(shared.num_bytes), elapsed_s)
 
 
-def check_model(model: PreTrainedModel, config: DeepSpeedConfig) -> None:
-    """The ranks build the model from its config: that must give the same. Raises InvalidOption."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise InvalidOption("model", "is quantized in memory: give the checkpoint's path, and its codes are read")
-    register_reference_model()
-    built = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
-    if built is not type(model):
-        known = f"its config stands for {built.__name__}" if built else "its config stands for no decoder"
-        raise InvalidOption("model", f"is a {type(model).__name__}, but {known}, which is what the ranks build")
-    if config.injection_policy is not None:
-        try:
-            check_policy(model, config.injection_policy)
-        except InvalidPolicy as error:
-            raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
+def _check_policy(model: PreTrainedModel, policy: Mapping[str, tuple[str, ...]]) -> None:
+    try:
+        check_policy(model, policy)
+    except InvalidPolicy as error:
+        raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
 
 
 def _find_tokenizer(model: PreTrainedModel) -> Any:
