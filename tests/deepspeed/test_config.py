@@ -55,7 +55,8 @@ def test_the_issues_fields_are_kept_and_frozen() -> None:
         ({"quant": {"weight": {"num_bits": 4}}}, "quantization", QuantizationConfig(bits=4, group_size=32)),
         ({"quant": {"enabled": False}}, "quantization", None),
         ({"use_quantization": True}, "quantization", QuantizationConfig(bits=8)),
-        ({"use_quantization": False, "quantization_config": {"bits": 4}}, "quantization", None),
+        ({"use_quantization": False}, "quantization", None),
+        ({"quantization_config": {}}, "quantization", QuantizationConfig(bits=8)),
         (
             {"quantization_config": {"bits": 8, "group_size": 128, "mlp_extra_grouping": True}},
             "quantization",
@@ -99,6 +100,10 @@ def test_harmless_fields_are_accepted_whatever_they_say() -> None:
         ({"quantization_config": {"bits": 3}}, "quantization_config has bits 3; choose 8 or 4"),
         ({"quantization_config": {"group_size": 7}}, "quantization_config cannot be: group_size 7 is unknown"),
         ({"quant": {"weight": {"q_groups": 8}}}, "quant has q_groups 8; give quantization_config"),
+        (
+            {"use_quantization": False, "quantization_config": {"bits": 4}},
+            "use_quantization is False, and quantization_config says how to quantize: leave one of them out",
+        ),
         ({"max_out_tokens": 8, "min_out_tokens": 9}, "min_out_tokens must not exceed max_out_tokens, which is 8"),
         ({"checkpoint_dict": {"checkpoints": ["a.bin"]}}, "checkpoint_dict names a.bin, which is no safetensors"),
         ({"checkpoint_dict": {}}, "checkpoint_dict must hold 'checkpoints'"),

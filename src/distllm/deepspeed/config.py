@@ -62,12 +62,11 @@ class DeepSpeedConfig:
         """`others` are DeepSpeed's other fields by their names. Raises InvalidOption, naming the field."""
         given = {name: value for name, value in locals().items() if name not in ("self", "others", "__class__")}
         given = _merge(given, others)
-        use = given["quantization_config"] is not None if use_quantization is None else use_quantization
         values = {
             **given,
             "dtype": dtype_name(given["dtype"]),
             "checkpoint_dict": _read_checkpoint_dict(given["checkpoint_dict"], given["base_dir"]),
-            "quantization": read_quantization(use, given["quantization_config"]),
+            "quantization": read_quantization(use_quantization, given["quantization_config"]),
             "injection_policy": read_policy(given["injection_policy"]),
         }
         _check_counts(values)

@@ -12,8 +12,17 @@ _NAMES = {4: "int4", 8: "int8"}
 _KNOWN = tuple(field.name for field in fields(QuantizationConfig))
 
 
-def read_quantization(use: bool, given: Mapping[str, Any] | None) -> QuantizationConfig | None:
-    """`given` says how to quantize, `use` whether; bits are 8 unless it says. Raises InvalidOption."""
+def read_quantization(use: bool | None, given: Mapping[str, Any] | None) -> QuantizationConfig | None:
+    """`given` says how to quantize, `use` whether; None of one leaves it to the other. Bits are 8 unless it says.
+
+    Raises InvalidOption.
+    """
+    if use is False and given is not None:
+        raise InvalidOption(
+            "use_quantization", f"is False, and {_FIELD} says how to quantize: leave one of them out"
+        )
+    if not use and given is None:
+        return None
     options = dict(given or {})
     for name in options:
         if name not in _KNOWN:
@@ -22,10 +31,9 @@ def read_quantization(use: bool, given: Mapping[str, Any] | None) -> Quantizatio
     if bits not in _NAMES:
         raise InvalidOption(_FIELD, f"has bits {bits!r}; choose 8 or 4")
     try:
-        config = QuantizationConfig.named(_NAMES[bits], **options)
+        return QuantizationConfig.named(_NAMES[bits], **options)
     except (QuantizationError, TypeError) as error:
         raise InvalidOption(_FIELD, f"cannot be: {error}") from None
-    return config if use else None
 
 
 def read_deepspeed_quant(quant: Mapping[str, Any]) -> dict[str, Any] | None:
