@@ -54,7 +54,10 @@ def test_the_issues_fields_are_kept_and_frozen() -> None:
         ({"dtype": "torch.float32"}, "dtype", "float32"),
         ({"quant": {"weight": {"num_bits": 4}}}, "quantization", QuantizationConfig(bits=4, group_size=32)),
         ({"quant": {"enabled": False}}, "quantization", None),
+        ({"quant": {"activation": {"enabled": False}, "qkv": {}}}, "quantization", QuantizationConfig(bits=8)),
+        ({"quant": None}, "quantization", None),
         ({"use_quantization": True}, "quantization", QuantizationConfig(bits=8)),
+        ({"mp_size": 2, "tp_size": 2, "tensor_parallel_size": 2}, "tensor_parallel_size", 2),
         ({"use_quantization": False}, "quantization", None),
         ({"quantization_config": {}}, "quantization", QuantizationConfig(bits=8)),
         (
@@ -104,6 +107,35 @@ def test_harmless_fields_are_accepted_whatever_they_say() -> None:
             {"use_quantization": False, "quantization_config": {"bits": 4}},
             "use_quantization is False, and quantization_config says how to quantize: leave one of them out",
         ),
+        (
+            {"tensor_parallel_size": 3, "mp_size": 2},
+            "mp_size is 2, and tensor_parallel_size is 3: they are one option, give one of them",
+        ),
+        (
+            {"tp": {"tp_size": 2}, "tensor_parallel": {"tp_size": 4}},
+            r"tensor_parallel\.tp_size is 4, and tp\.tp_size is 2: they are one option",
+        ),
+        (
+            {"quant": {"enabled": False}, "use_quantization": True},
+            r"quant\.enabled is False, and use_quantization is True: they are one option",
+        ),
+        (
+            {"quant": {}, "quantization_config": {"bits": 4}},
+            r"quant is {'bits': 8, 'symmetric': True}, and quantization_config is {'bits': 4}: they are one option",
+        ),
+        ({"quant": {"foo": 1}}, "quant has foo, which means nothing here; leave it out"),
+        ({"quant": {"weight": {"foo": 1}}}, r"quant has weight\.foo, which means nothing here; leave it out"),
+        (
+            {"quant": {"activation": {"num_bits": 8}}},
+            r"quant\.activation is refused: give quantization_config={'bits'",
+        ),
+        (
+            {"quant": {"qkv": {"enabled": False}}},
+            r"quant\.qkv is refused: all linear layers are quantized, or none",
+        ),
+        ({"quant": True}, "quant must be a dict, not True"),
+        ({"quant": {"weight": 5}}, r"quant\.weight must be a dict, not 5"),
+        ({"quant": {"enabled": "no"}}, r"quant\.enabled must be True or False, not 'no'"),
         ({"max_out_tokens": 8, "min_out_tokens": 9}, "min_out_tokens must not exceed max_out_tokens, which is 8"),
         ({"checkpoint_dict": {"checkpoints": ["a.bin"]}}, "checkpoint_dict names a.bin, which is no safetensors"),
         ({"checkpoint_dict": {}}, "checkpoint_dict must hold 'checkpoints'"),
@@ -126,9 +158,13 @@ def test_a_config_is_read_from_a_dict_or_a_file_and_must_not_be_contradicted(tmp
     assert read == DeepSpeedConfig.read({"dtype": "bf16"}, mp_size=2) == DeepSpeedConfig(2, "bf16")
     with pytest.raises(InvalidOption, match="dtype is 'bf16' in config and 'fp32' beside it"):
         DeepSpeedConfig.read({"dtype": "bf16"}, dtype="fp32")
+    with pytest.raises(InvalidOption, match="mp_size is 3, and tensor_parallel_size is 1: they are one option"):
+        DeepSpeedConfig.read({"tensor_parallel_size": 1}, mp_size=3)
     with pytest.raises(InvalidOption, match="config is a DeepSpeedConfig: put dtype into it"):
         DeepSpeedConfig.read(read, dtype="fp32")
     with pytest.raises(InvalidOption, match="config must be a DeepSpeedConfig, a dict or a JSON file"):
         DeepSpeedConfig.read(3)  # type: ignore[arg-type]
     assert read.with_policy({"Block": ["a.b"]}).injection_policy == {"Block": ("a.b",)}
     assert read.injection_policy is None
+    with pytest.raises(InvalidOption, match="injection_policy is one in config and another beside it: give one"):
+        read.with_policy({"Block": ["a.b"]}).with_policy({"Block": ["a.c"]})

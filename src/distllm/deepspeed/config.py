@@ -2,20 +2,19 @@
 
 import copy
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from distllm.deepspeed.deepspeed_fields import NESTED, RENAMED, UNUSED, Harmless
+from distllm.deepspeed.given_fields import read_given
 from distllm.deepspeed.number_type import dtype_name
-from distllm.deepspeed.quantization import read_deepspeed_quant, read_quantization
-from distllm.deepspeed.refusal import InvalidOption, near_matches
+from distllm.deepspeed.quantization import read_quantization
+from distllm.deepspeed.refusal import InvalidOption
 from distllm.engine.config import DtypeName
 from distllm.engine.quantization.config import QuantizationConfig
-
-logger = logging.getLogger("distllm.deepspeed")
 
 InjectionPolicy = Mapping[type | str, Sequence[str] | str]
 _COUNTS = ("tensor_parallel_size", "max_out_tokens", "min_out_tokens")
@@ -59,24 +58,31 @@ class DeepSpeedConfig:
         base_dir: str = "",
         **others: Any,
     ) -> None:
-        """`others` are DeepSpeed's other fields by their names. Raises InvalidOption, naming the field."""
-        given = {name: value for name, value in locals().items() if name not in ("self", "others", "__class__")}
-        given = _merge(given, others)
-        values = {
-            **given,
-            "dtype": dtype_name(given["dtype"]),
-            "checkpoint_dict": _read_checkpoint_dict(given["checkpoint_dict"], given["base_dir"]),
-            "quantization": read_quantization(use_quantization, given["quantization_config"]),
-            "injection_policy": read_policy(given["injection_policy"]),
+        """`others` are DeepSpeed's other fields by their names, which must not contradict these.
+
+        A parameter that has its default says nothing. Raises InvalidOption, naming the field.
+        """
+        values = locals()
+        stated = {name: values[name] for name, default in _defaults().items() if values[name] is not default}
+        given = read_given({**stated, **others}, _defaults())
+        values = {**_defaults(), **{parameter: field.value for parameter, field in given.items()}}
+        values |= {
+            "dtype": dtype_name(values["dtype"]),
+            "checkpoint_dict": _read_checkpoint_dict(values["checkpoint_dict"], values["base_dir"]),
+            "quantization": read_quantization(values["use_quantization"], values["quantization_config"]),
+            "injection_policy": read_policy(values["injection_policy"]),
         }
         _check_counts(values)
         for field in fields(self):
             object.__setattr__(self, field.name, values[field.name])
 
     def with_policy(self, policy: InjectionPolicy) -> "DeepSpeedConfig":
-        """The same with another injection policy. Raises InvalidOption."""
+        """The same with an injection policy, which must not contradict its own. Raises InvalidOption."""
+        read = read_policy(policy)
+        if self.injection_policy not in (None, read):
+            raise InvalidOption("injection_policy", "is one in config and another beside it: give one of them")
         changed = copy.copy(self)
-        object.__setattr__(changed, "injection_policy", read_policy(policy))
+        object.__setattr__(changed, "injection_policy", read)
         return changed
 
     @classmethod
@@ -94,7 +100,16 @@ class DeepSpeedConfig:
         for name in both.keys() & others.keys():
             if both[name] != others[name]:
                 raise InvalidOption(name, f"is {both[name]!r} in config and {others[name]!r} beside it")
-        return cls(**{**both, **others})
+        both |= others
+        read_given(both, _defaults())  # here a value says something even where it is the default
+        return cls(**both)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """Of each parameter of DeepSpeedConfig."""
+    parameters = signature(DeepSpeedConfig).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name != "others"}
 
 
 def read_policy(policy: object) -> Mapping[str, tuple[str, ...]] | None:
@@ -113,44 +128,6 @@ def read_policy(policy: object) -> Mapping[str, tuple[str, ...]] | None:
             raise InvalidOption("injection_policy", f"lists {wrong!r} for {class_name}; names are 'parent.child'")
         read[class_name] = tuple(listed)
     return read
-
-
-def _merge(given: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` parameters, with what DeepSpeed's other fields say of them."""
-    merged = dict(given)
-    for name, value in others.items():
-        if name in RENAMED:
-            merged[RENAMED[name]] = value
-        elif name in NESTED:
-            merged |= _unnest(name, value)
-        elif name == "quant":
-            merged["quantization_config"] = read_deepspeed_quant(value)
-        else:
-            _check_unused(name, value, given)
-    return merged
-
-
-def _unnest(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidOption(name, f"must be a dict, not {value!r}")
-    found = {}
-    for entry, content in value.items():
-        if entry in NESTED[name]:
-            found[NESTED[name][entry]] = content
-        else:
-            _check_unused(entry, content, NESTED[name])
-    return found
-
-
-def _check_unused(name: str, value: object, known: Mapping[str, object]) -> None:
-    field = UNUSED.get(name)
-    if field is None:
-        everything = {*known, *RENAMED, *NESTED, *UNUSED, "quant"}
-        raise InvalidOption(name, f"is no field of DeepSpeed's inference config; {near_matches(name, everything)}")
-    if isinstance(field, Harmless):
-        logger.debug("%s=%r changes nothing: %s", name, value, field.reason)
-    elif not field.accepts(value):
-        raise InvalidOption(name, f"is refused: {field.reason}")
 
 
 def _check_counts(values: Mapping[str, Any]) -> None:
