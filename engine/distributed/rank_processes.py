@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
@@ -18,6 +17,7 @@ from distllm.engine.distributed.rank import STALL_CHECK_S, Descriptors
 from distllm.engine.distributed.shared_bytes import create_descriptor
 from distllm.engine.distributed.shared_memory_op import new_name
 from distllm.engine.progress import OnLost
+from distllm.engine.python_command import python_command
 
 logger = logging.getLogger("distllm.engine")
 
@@ -114,7 +114,7 @@ class _Rank:
         self._alarm, alarm = Pipe()
         descriptors = Descriptors(control.fileno(), alarm.fileno(), arrivals, frame)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distllm.engine.distributed.rank", descriptors.text()],
+            python_command("distllm.engine.distributed.rank", descriptors.text()),
             pass_fds=(descriptors.control, descriptors.alarm, arrivals, frame),
             stdin=subprocess.DEVNULL,
             stdout=2,  # what libraries print is no output of the server's
