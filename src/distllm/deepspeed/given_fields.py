@@ -21,14 +21,14 @@ class Given:
 
 
 def read_given(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Given]:
-    """What `fields` say of each parameter of `defaults`; a None where that is the default says nothing.
+    """What `fields` say of each parameter of `defaults`; None says nothing of what has no value by default.
 
     Raises InvalidOption for a field that is unknown or refused, and for two that contradict each other.
     """
     found: dict[str, Given] = {}
     for name, value in fields.items():
         for parameter, given in _expand(name, value, defaults):
-            if given.value is None and defaults[parameter] is None:
+            if given.value is None and defaults[parameter] in (None, ""):
                 continue
             other = found.setdefault(parameter, given)
             if other.value != given.value:

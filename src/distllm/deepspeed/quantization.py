@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from distllm.deepspeed.refusal import InvalidOption, near_matches
-from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
+from distllm.engine.quantization.config import GROUP_SIZES, QuantizationConfig, QuantizationError
 
 _FIELD = "quantization_config"
 _NAMES = {4: "int4", 8: "int8"}
@@ -18,28 +18,32 @@ _REMEDIES = {
 _KNOWN = tuple(field.name for field in fields(QuantizationConfig))
 
 
-def read_quantization(use: bool | None, given: Mapping[str, Any] | None) -> QuantizationConfig | None:
+def read_quantization(use: bool | None, given: object, name: str = _FIELD) -> QuantizationConfig | None:
     """`given` says how to quantize, `use` whether; None of one leaves it to the other. Bits are 8 unless it says.
 
-    Raises InvalidOption.
+    `name` is under which it was given. Raises InvalidOption.
     """
     if use is False and given is not None:
-        raise InvalidOption(
-            "use_quantization", f"is False, and {_FIELD} says how to quantize: leave one of them out"
-        )
+        raise InvalidOption("use_quantization", f"is False, and {name} says how to quantize: leave one of them out")
     if not use and given is None:
         return None
-    options = dict(given or {})
-    for name in options:
-        if name not in _KNOWN:
-            raise InvalidOption(_FIELD, f"has no {name!r}; {near_matches(name, _KNOWN)}")
+    options = {} if given is None else _entries(name, given)
+    for option in options:
+        if option not in _KNOWN:
+            raise InvalidOption(name, f"has no {option!r}; {near_matches(str(option), _KNOWN)}")
     bits = options.pop("bits", 8)
-    if bits not in _NAMES:
-        raise InvalidOption(_FIELD, f"has bits {bits!r}; choose 8 or 4")
+    if type(bits) is not int or bits not in _NAMES:
+        raise InvalidOption(name, f"has bits {bits!r}; choose 8 or 4")
+    group_size = options.get("group_size")
+    if group_size is not None and (type(group_size) is not int or group_size not in GROUP_SIZES):
+        raise InvalidOption(name, f"has group_size {group_size!r}; choose {', '.join(map(str, GROUP_SIZES))}")
+    for switch, value in options.items():
+        if switch != "group_size" and not isinstance(value, bool):
+            raise InvalidOption(name, f"has {switch} {value!r}; choose True or False")
     try:
         return QuantizationConfig.named(_NAMES[bits], **options)
-    except (QuantizationError, TypeError) as error:
-        raise InvalidOption(_FIELD, f"cannot be: {error}") from None
+    except QuantizationError as error:
+        raise InvalidOption(name, f"cannot be: {error}") from None
 
 
 def read_deepspeed_quant(quant: object) -> tuple[bool, dict[str, Any] | None]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.model_check import check_model
 from distllm.deepspeed.private_directory import PrivateDirectory
 from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.shared_weights import CannotShare, SharedWeights
+from distllm.deepspeed.tokenizer_files import check_tokenizer, find_tokenizer, save_tokenizer
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, open_checkpoint, read_header
 from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, Descriptor, find_descriptor
@@ -46,6 +47,7 @@ class ModelDirectory:
         Raises InvalidOption for what the ranks could not run as it is, and ModelNotFound.
         """
         files = None if config.checkpoint_dict is None else _checkpoint_files(config.checkpoint_dict)
+        check_tokenizer(tokenizer)
         if isinstance(model, PreTrainedModel):
             check_model(model)
             if config.injection_policy is not None:
@@ -79,7 +81,8 @@ class ModelDirectory:
         model.config.to_json_file(self.path / "config.json", use_diff=False)
         if model.generation_config is not None:
             model.generation_config.to_json_file(self.path / "generation_config.json")
-        (tokenizer or _find_tokenizer(model)).save_pretrained(self.path)
+        origin = model.name_or_path or model.config.name_or_path
+        save_tokenizer(find_tokenizer(origin) if tokenizer is None else tokenizer, self.path)
         if files is None:
             self._model = model
             self._share(model)
@@ -92,7 +95,7 @@ class ModelDirectory:
         )
         if (checkpoint / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(checkpoint).to_json_file(self.path / "generation_config.json")
-        (tokenizer or AutoTokenizer.from_pretrained(checkpoint)).save_pretrained(self.path)
+        save_tokenizer(find_tokenizer(checkpoint) if tokenizer is None else tokenizer, self.path)
         descriptor = find_descriptor(checkpoint)
         own = descriptor.paths if descriptor is not None else open_checkpoint(checkpoint).shards
         _link(self.path, files or [file.resolve() for file in own])
@@ -114,15 +117,6 @@ def _check_policy(model: PreTrainedModel, policy: Mapping[str, tuple[str, ...]])
         check_policy(model, policy)
     except InvalidPolicy as error:
         raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
-
-
-def _find_tokenizer(model: PreTrainedModel) -> Any:
-    """The tokenizer beside the files that a model was loaded from. Raises InvalidOption where there are none."""
-    origin = model.name_or_path or model.config.name_or_path
-    try:
-        return AutoTokenizer.from_pretrained(origin, local_files_only=True)
-    except Exception:  # whatever transformers raises for a place without one
-        raise InvalidOption("tokenizer", "is missing, and the model's own place has none: give one") from None
 
 
 def _stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
