@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
+from distllm.engine.python_command import python_command
+
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -31,7 +33,7 @@ def ask(
     """
     try:
         run = subprocess.run(
-            [sys.executable, "-m", module],
+            python_command(module),
             input=msgspec.json.encode(question),
             stdout=subprocess.PIPE,
             stderr=None if shows_progress else subprocess.PIPE,

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 
+from distllm.engine.python_command import python_command
 from distllm.scheduler.channel import AsyncChannel
 from distllm.scheduler.messages import FromEngine, Shutdown, StartEngine, ToEngine
 
-ENGINE_COMMAND = (sys.executable, "-m", "distllm.scheduler.process")
+ENGINE_COMMAND = python_command("distllm.scheduler.process")
 
 _SEND_BUFFER_BYTES = 4 << 20
 

@@ -94,7 +94,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End the engine. Does nothing the second time."""
+        """End the engine. Does nothing the second time, nor in a forked child of the process that started it."""
         self._finalizer()
 
     @property
@@ -128,7 +128,7 @@ class LLM:
 
         `sampling_params` are for all prompts or one for each; None is `default_params` with 16 tokens. `n`
         sequences are sampled for each prompt; their text ends before any of up to 4 `stop` strings. Raises
-        InvalidRequest, naming the prompt, before anything runs, and EngineUnavailable after `close`.
+        InvalidRequest, naming the prompt, before anything runs, and EngineUnavailable after `close` or a fork.
         """
         self._check_open()
         if not isinstance(prompts, str | list):
@@ -188,14 +188,18 @@ class LLM:
             return await anext(pieces, None)
 
         try:
+            self._check_open()
             while (piece := self._thread.run(advance())) is not None:
                 yield piece
                 self._check_open()
         finally:
-            if self._finalizer.alive:
+            if self._finalizer.alive and self._thread.is_here:
                 self._thread.run(pieces.aclose())
 
     def _check_open(self) -> None:
+        if not self._thread.is_here:
+            owner = f"process {self._thread.pid}, which started it"
+            raise EngineUnavailable(f"this engine belongs to {owner}, not to a fork of it: start another here")
         if not self._finalizer.alive:
             raise EngineUnavailable("this LLM has been closed")
 
@@ -245,5 +249,7 @@ def _log_level() -> str:
 
 
 def _shut_down(thread: LoopThread, engine: EngineClient) -> None:
+    if not thread.is_here:
+        return
     thread.run(engine.stop())
     thread.close()

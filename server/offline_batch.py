@@ -102,7 +102,7 @@ def _with_right_types(params: SamplingParams) -> SamplingParams:
     """As the engine process will read it. Raises InvalidRequest, naming the field."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
-    except (msgspec.ValidationError, TypeError) as error:
+    except (msgspec.ValidationError, TypeError, OverflowError) as error:
         reason, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`") or "sampling_params"
         raise InvalidRequest(f"sampling_params: {field}: {reason}", field, "invalid_type") from None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distllm.engine.checkpoint import refuse_pointer
+from distllm.engine.python_command import python_command
 
 _FAST_FILE = "tokenizer.json"
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model", "tekken.json")
@@ -61,7 +62,7 @@ def _convert_in_child(source: Path, target: Path) -> None:
     """Convert into a temporary directory and move it into place, so that a cached one is always whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        command = [sys.executable, "-m", __name__, str(source), scratch]
+        command = python_command(__name__, str(source), scratch)
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:

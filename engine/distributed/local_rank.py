@@ -3,12 +3,12 @@
 import contextlib
 import socket
 import subprocess
-import sys
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Protocol
 
 from distllm.engine.distributed.shared_memory_link import Descriptors
+from distllm.engine.python_command import python_command
 
 
 class LocalRank(Protocol):
@@ -35,7 +35,7 @@ class SpawnedRank:
         self._alarm, alarm = Pipe()
         descriptors = Descriptors(control.fileno(), alarm.fileno(), arrivals, frame)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distllm.engine.distributed.rank", descriptors.text()],
+            python_command("distllm.engine.distributed.rank", descriptors.text()),
             pass_fds=descriptors.numbers(),
             stdin=subprocess.DEVNULL,
             stdout=2,  # what libraries print is no output of the server's

@@ -18,6 +18,7 @@ from distllm.deepspeed import number_type
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound
 from distllm.scheduler.refusals import EngineUnavailable
+from distllm.server.errors import ContextLengthExceeded
 from tests.deepspeed.conftest import make_decoder
 
 PROMPT = "Once upon a time"
@@ -121,14 +122,16 @@ def test_options_have_the_names_and_meanings_of_transformers(one_rank: Inference
         ({"max_tokens": 5}, "max_tokens is no option of generate; did you mean max_new_tokens"),
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
         ({"temperature": 9.0}, "temperature must be a finite number"),
-        ({"top_p": "high"}, r".*top_p.* must be numbers"),
+        ({"top_p": "high"}, "top_p must be a number, not 'high'"),
+        ({"max_new_tokens": 10**9}, r"This model's .*Please shorten the prompt or lower max_new_tokens to \d+"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_runs(
     one_rank: InferenceEngine, options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(InvalidOption, match=f"^{words}"):
-        one_rank.generate(PROMPT, **options)
+    for call in (one_rank.generate, one_rank.stream):
+        with pytest.raises((InvalidOption, ContextLengthExceeded), match=f"^{words}"):
+            call(PROMPT, **options)
 
 
 @pytest.mark.parametrize("prompts", [3, [1, 2], None])

@@ -1,5 +1,6 @@
 """What does not fit is refused with what would: the quantization, the ranks, the context."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distllm import OutOfMemory, init_inference
+from distllm import HybridInference, OutOfMemory, init_inference, optimize_with_deepspeed
 from distllm.deepspeed import starting
 from distllm.deepspeed.memory_advice import Devices, refusal
 from distllm.engine.checkpoint import Checkpoint, StoredTensor
@@ -72,10 +73,27 @@ def test_a_context_that_fits_is_told_and_does_fit(checkpoint: Checkpoint) -> Non
     assert memory_plan(checkpoint, ARCHITECTURE, shorter, devices.free_bytes).refusal is None
 
 
+class Started(Exception):
+    """Raised where an LLM would start."""
+
+
+def start_nothing(_: str, **options: Any) -> None:
+    raise Started(options["quantization"])
+
+
 def test_where_nothing_helps_the_machine_is_too_small(checkpoint: Checkpoint) -> None:
     reason = refusal(checkpoint, ARCHITECTURE, CONFIG, Devices(1, GIB // 4))
     assert reason is not None
     assert reason.endswith("nor does any quantization, number of ranks or context here: give it a larger machine")
+
+
+@pytest.mark.parametrize("start", [optimize_with_deepspeed, HybridInference])
+def test_the_advice_to_quantize_works_as_it_is_said(
+    start: Callable[..., object], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "LLM", start_nothing)
+    with pytest.raises(Started, match=r"^int8$"):
+        start(model=make_decoder(), tokenizer=tokenizer, dtype="fp32", quantization_config={"bits": 8})
 
 
 def test_weights_beyond_all_memory_are_refused_before_anything_is_loaded(

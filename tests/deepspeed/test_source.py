@@ -1,11 +1,12 @@
 """Every kind of decoder in memory is loaded from shared memory, tensor for tensor."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaModel
+from transformers import ByT5Tokenizer, LlamaModel
 
 from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.refusal import InvalidOption
@@ -78,6 +79,30 @@ def test_what_the_ranks_could_not_run_is_refused_in_one_line(model: Any, words: 
 def test_a_model_without_a_tokenizer_anywhere_is_refused() -> None:
     with pytest.raises(InvalidOption, match="tokenizer is missing, and the model's own place has none: give one"):
         ModelDirectory.open(make_decoder(), None, DeepSpeedConfig())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            lambda right: "a/path",
+            r"must be a tokenizer .*, not a str: give AutoTokenizer\.from_pretrained of that path",
+        ),
+        (lambda right: right.backend_tokenizer, r"must be .*, not a Tokenizer: give PreTrainedTokenizerFast\("),
+        (lambda right: object(), r"must be a tokenizer of transformers, not a object: give one that AutoTokenizer"),
+        (
+            lambda right: ByT5Tokenizer(),
+            r"is a ByT5Tokenizer, and cannot be served: what it saves holds no tokenizer",
+        ),
+    ],
+)
+def test_what_is_no_tokenizer_that_can_be_served_is_refused_in_one_line(
+    wrong: Callable[[Any], Any], words: str, tokenizer: Any
+) -> None:
+    with pytest.raises(InvalidOption, match=f"^tokenizer {words}") as caught:
+        ModelDirectory.open(make_decoder(), wrong(tokenizer), DeepSpeedConfig())
+    assert "\n" not in str(caught.value)
+    assert "distllm-model-" not in str(caught.value)
 
 
 def test_a_wrong_name_in_a_policy_is_found_before_anything_starts(tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.config import InvalidSettings
 from distllm.server.errors import InvalidRequest
 from distllm.server.slow_tokenizer import TokenizerError
+from tests.forked import forked
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 
@@ -52,6 +53,27 @@ def test_a_seed_gives_the_same_answers_again_in_another_batch(llm: LLM) -> None:
     crowd = llm.generate(["The fox", "Once upon a time", "A boy"], params, n=2, use_tqdm=False)
     assert [c.token_ids for c in crowd[1].completions] == [c.token_ids for c in alone.completions]
     assert alone.completions[0].token_ids != alone.completions[1].token_ids
+
+
+def test_a_forked_child_is_refused_at_once_and_does_the_engine_no_harm(llm: LLM) -> None:
+    stream = llm.stream("Once upon a time", GREEDY)
+    pieces = [next(stream)]
+
+    def use() -> str:
+        said = []
+        for work in (lambda: llm.generate("The fox", GREEDY, use_tqdm=False), lambda: next(stream)):
+            with pytest.raises(EngineUnavailable) as caught:
+                work()
+            said.append(str(caught.value))
+        llm.close()
+        assert len(set(said)) == 1
+        return said[0]
+
+    owner = f"process {os.getpid()}, which started it"
+    assert forked(use) == f"this engine belongs to {owner}, not to a fork of it: start another here"
+    pieces += stream
+    (whole,) = llm.generate("Once upon a time", GREEDY, use_tqdm=False)
+    assert "".join(pieces) == whole.text
 
 
 def test_chat_answers_one_conversation_or_several(llm: LLM) -> None:

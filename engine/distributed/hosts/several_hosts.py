@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from distllm.engine.distributed.shared_bytes import create_descriptor
 from distllm.engine.distributed.shared_memory_op import new_name
 from distllm.engine.distributed.step_exchange import RankResult
 from distllm.engine.distributed.step_frame import FrameSize
+from distllm.engine.python_command import python_command
 
 
 class SeveralHosts:
@@ -71,7 +71,7 @@ class SeveralHosts:
         module = "distllm.engine.distributed.first_rank_watch"
         arguments = (self._descriptor, self.arrivals.size, self._timeout_s)
         self._watch = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
+            python_command(module, *map(str, arguments)),
             pass_fds=(self._descriptor,),
             stdin=subprocess.DEVNULL,
             stdout=2,

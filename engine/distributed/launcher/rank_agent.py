@@ -11,11 +11,11 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 from distllm.engine.distributed.launcher.launch import Launch, LaunchError
 from distllm.engine.distributed.launcher.rendezvous import connect
+from distllm.engine.python_command import python_command
 
 logger = logging.getLogger("distllm.engine")
 
@@ -51,7 +51,7 @@ def _run_rank(connection: socket.socket) -> None:
     """Run a rank's process until it ends or the other end of its connection closes."""
     descriptor = connection.fileno()
     process = subprocess.Popen(
-        [sys.executable, "-m", "distllm.engine.distributed.launcher.launched_rank", str(descriptor)],
+        python_command("distllm.engine.distributed.launcher.launched_rank", str(descriptor)),
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         stdout=2,  # what libraries print is no output of the server's

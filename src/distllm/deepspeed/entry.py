@@ -39,7 +39,7 @@ def optimize_with_deepspeed(
     tokenizer: Any = None,
     tensor_parallel_size: int = 1,
     dtype: Any = "auto",
-    use_quantization: bool = False,
+    use_quantization: bool | None = None,
     quantization_config: Mapping[str, Any] | None = None,
     *,
     injection_policy: InjectionPolicy | None = None,
@@ -49,8 +49,8 @@ def optimize_with_deepspeed(
     """Start `tensor_parallel_size` ranks of a model, with our kernels, in `dtype`, quantized if asked to.
 
     `quantization_config` has the entries bits (8 or 4), group_size (32, 64 or 128), mlp_extra_grouping, symmetric
-    and dynamic_activations. `fields` are others of DeepSpeedConfig. See InferenceEngine for the rest and for what
-    is raised.
+    and dynamic_activations; weights are quantized where it is given, or `use_quantization` is True. `fields` are
+    others of DeepSpeedConfig. See InferenceEngine for the rest and for what is raised.
     """
     config = DeepSpeedConfig(
         tensor_parallel_size,

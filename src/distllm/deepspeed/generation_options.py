@@ -1,17 +1,27 @@
 """How text is generated, under the names of transformers' generate."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
 from distllm.deepspeed.refusal import InvalidOption, near_matches
 from distllm.engine.sampling_params import InvalidParameter, SamplingParams
+from distllm.server.protocol.fields import MAX_STOP_STRINGS
 
 DEFAULT_MAX_NEW_TOKENS = 20
 """As transformers', where neither the call nor the model says."""
 
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p")
+_WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_SWITCHES = ("do_sample", "return_full_text")
+_LEAST_INT, _MOST_INT = -(2**63), 2**64 - 1
+"""What a message to the engine can hold."""
+
 _NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_OURS = {**{theirs: ours for ours, theirs in _NAMES.items()}, "null": "None"}
+_THEIR_NAMES = re.compile(rf"\b({'|'.join(_OURS)})\b")
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -37,13 +47,17 @@ class GenerationOptions(TypedDict, total=False):
     return_full_text: bool
 
 
+_KNOWN = tuple(GenerationOptions.__annotations__)
+
+
 def sampling_params(options: Mapping[str, Any], recommended: SamplingParams) -> SamplingParams:
     """What `options` ask of the engine, over what the model recommends. Raises InvalidOption, naming the option."""
-    known = GenerationOptions.__annotations__
     for name in options:
-        if name not in known:
-            raise InvalidOption(name, f"is no option of generate; {near_matches(name, known)}")
+        if name not in _KNOWN:
+            raise InvalidOption(name, f"is no option of generate; {near_matches(name, _KNOWN)}")
     given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        _check_type(name, value)
     samples = given.pop("do_sample", any(name in given for name in _SAMPLED))
     if not samples:
         given = {name: value for name, value in given.items() if name not in _SAMPLED} | {"temperature": 0.0}
@@ -55,13 +69,38 @@ def sampling_params(options: Mapping[str, Any], recommended: SamplingParams) -> 
     try:
         return replace(recommended, **changes)
     except InvalidParameter as error:
-        option = next((theirs for theirs, ours in _NAMES.items() if ours == error.field), error.field)
-        raise InvalidOption(option, error.remedy) from None
-    except TypeError:
-        raise InvalidOption(", ".join(changes), "must be numbers") from None
+        raise InvalidOption(in_our_names(error.field), in_our_names(error.remedy)) from None
 
 
 def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of both names. What is no text is refused where they are used."""
-    both = [options.get(name) or () for name in ("stop", "stop_strings")]
-    return tuple(text for given in both for text in ([given] if isinstance(given, str) else given))
+    """Those of both names. Raises InvalidOption."""
+    found: list[str] = []
+    for name in ("stop", "stop_strings"):
+        given = options.get(name)
+        texts = [] if given is None or given == "" else [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise InvalidOption(name, f"must be a text or a list of texts, not {given!r}")
+        if "" in texts:
+            raise InvalidOption(name, "must not hold an empty text")
+        found += texts
+    if len(found) > MAX_STOP_STRINGS:
+        raise InvalidOption(
+            "stop", f"holds {len(found)} texts, stop_strings included; at most {MAX_STOP_STRINGS} go"
+        )
+    return tuple(found)
+
+
+def in_our_names(text: str) -> str:
+    """What the engine says, with the names of the options here."""
+    return _THEIR_NAMES.sub(lambda found: _OURS[found[0]], text)
+
+
+def _check_type(name: str, value: object) -> None:
+    if name in _WHOLE and type(value) is not int:
+        raise InvalidOption(name, f"must be a whole number, not {value!r}")
+    if isinstance(value, int) and not _LEAST_INT <= value <= _MOST_INT:
+        raise InvalidOption(name, "must be of at most 64 bits")
+    if name in _NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise InvalidOption(name, f"must be a number, not {value!r}")
+    if name in _SWITCHES and not isinstance(value, bool):
+        raise InvalidOption(name, f"must be True or False, not {value!r}")

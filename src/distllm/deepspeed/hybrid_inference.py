@@ -25,15 +25,16 @@ class HybridInference(TextGenerator):
         model_id: str | Path | None = None,
         tensor_parallel_size: int = 1,
         use_deepspeed: bool = True,
-        use_quantization: bool = False,
+        use_quantization: bool | None = None,
         quantization_config: Mapping[str, Any] | None = None,
         dtype: Any = "auto",
     ) -> None:
         """Start the engine of `model`, or where there is none, of `model_id`, a path or a name.
 
         With `use_deepspeed` the model is divided over `tensor_parallel_size` ranks; without it runs on one. Weights
-        are quantized where `use_quantization` says so. `coordinator_client` is for models that span machines, which
-        this version does not run. Raises InvalidOption, and what InferenceEngine raises.
+        are quantized where `use_quantization` is True, or `quantization_config` is given. `coordinator_client` is
+        for models that span machines, which this version does not run. Raises InvalidOption, and what
+        InferenceEngine raises.
         """
         if coordinator_client is not None:
             raise InvalidOption(

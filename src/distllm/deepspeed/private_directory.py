@@ -1,5 +1,6 @@
 """A temporary directory for small files that goes with the process, however the process ends."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -13,11 +14,14 @@ class PrivateDirectory:
     """A new directory that only this user reads. Close it; a shell removes it if this process is killed before."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self.path = Path(tempfile.mkdtemp(prefix="distllm-model-"))
         self._guard = _start_guard(self.path)
 
     def close(self) -> None:
-        """Remove the directory. Does nothing the second time."""
+        """Remove the directory. Does nothing the second time, nor in a forked child of the process that made it."""
+        if os.getpid() != self._pid:
+            return
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait()

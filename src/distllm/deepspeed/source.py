@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from distllm.deepspeed.config import DeepSpeedConfig
+from distllm.deepspeed.model_check import check_model
 from distllm.deepspeed.private_directory import PrivateDirectory
 from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.shared_weights import CannotShare, SharedWeights
+from distllm.deepspeed.tokenizer_files import check_tokenizer, find_tokenizer, save_tokenizer
 from distllm.engine.byte_size import byte_size
 from distllm.engine.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointError, open_checkpoint, read_header
 from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, Descriptor, find_descriptor
 from distllm.engine.conversion.linked import link_converted
 from distllm.engine.distributed.user_policy import InvalidPolicy, check_policy
 from distllm.engine.hub import resolve
-from distllm.engine.reference_block import register_reference_model
 
 logger = logging.getLogger("distllm.deepspeed")
 
@@ -47,8 +47,11 @@ class ModelDirectory:
         Raises InvalidOption for what the ranks could not run as it is, and ModelNotFound.
         """
         files = None if config.checkpoint_dict is None else _checkpoint_files(config.checkpoint_dict)
+        check_tokenizer(tokenizer)
         if isinstance(model, PreTrainedModel):
-            check_model(model, config)
+            check_model(model)
+            if config.injection_policy is not None:
+                _check_policy(model, config.injection_policy)
         elif not isinstance(model, str | Path):
             kind = type(model).__name__
             raise InvalidOption("model", f"must be a transformers model, a path or a name, not a {kind}")
@@ -78,7 +81,8 @@ class ModelDirectory:
         model.config.to_json_file(self.path / "config.json", use_diff=False)
         if model.generation_config is not None:
             model.generation_config.to_json_file(self.path / "generation_config.json")
-        (tokenizer or _find_tokenizer(model)).save_pretrained(self.path)
+        origin = model.name_or_path or model.config.name_or_path
+        save_tokenizer(find_tokenizer(origin) if tokenizer is None else tokenizer, self.path)
         if files is None:
             self._model = model
             self._share(model)
@@ -91,7 +95,7 @@ class ModelDirectory:
         )
         if (checkpoint / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(checkpoint).to_json_file(self.path / "generation_config.json")
-        (tokenizer or AutoTokenizer.from_pretrained(checkpoint)).save_pretrained(self.path)
+        save_tokenizer(find_tokenizer(checkpoint) if tokenizer is None else tokenizer, self.path)
         descriptor = find_descriptor(checkpoint)
         own = descriptor.paths if descriptor is not None else open_checkpoint(checkpoint).shards
         _link(self.path, files or [file.resolve() for file in own])
@@ -108,29 +112,11 @@ class ModelDirectory:
         logger.debug("moved %s of weights to shared memory in %.2f s", byte_size(shared.num_bytes), elapsed_s)
 
 
-def check_model(model: PreTrainedModel, config: DeepSpeedConfig) -> None:
-    """The ranks build the model from its config: that must give the same. Raises InvalidOption."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise InvalidOption("model", "is quantized in memory: give the checkpoint's path, and its codes are read")
-    register_reference_model()
-    built = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
-    if built is not type(model):
-        known = f"its config stands for {built.__name__}" if built else "its config stands for no decoder"
-        raise InvalidOption("model", f"is a {type(model).__name__}, but {known}, which is what the ranks build")
-    if config.injection_policy is not None:
-        try:
-            check_policy(model, config.injection_policy)
-        except InvalidPolicy as error:
-            raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
-
-
-def _find_tokenizer(model: PreTrainedModel) -> Any:
-    """The tokenizer beside the files that a model was loaded from. Raises InvalidOption where there are none."""
-    origin = model.name_or_path or model.config.name_or_path
+def _check_policy(model: PreTrainedModel, policy: Mapping[str, tuple[str, ...]]) -> None:
     try:
-        return AutoTokenizer.from_pretrained(origin, local_files_only=True)
-    except Exception:  # whatever transformers raises for a place without one
-        raise InvalidOption("tokenizer", "is missing, and the model's own place has none: give one") from None
+        check_policy(model, policy)
+    except InvalidPolicy as error:
+        raise InvalidOption("injection_policy", str(error).removeprefix("injection_policy: ")) from None
 
 
 def _stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

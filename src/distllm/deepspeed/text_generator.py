@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, Unpack, overload
 
-from distllm.deepspeed.generation_options import GenerationOptions, sampling_params, stop_strings
+from distllm.deepspeed.generation_options import GenerationOptions, in_our_names, sampling_params, stop_strings
 from distllm.deepspeed.refusal import InvalidOption
-from distllm.server.errors import GenerationFailed
+from distllm.server.errors import ContextLengthExceeded, GenerationFailed
 from distllm.server.llm import LLM
 
 
@@ -48,7 +49,8 @@ class TextGenerator(ABC):
         texts = _check_prompts(prompts)
         llm = self._running()
         params = sampling_params(options, llm.default_params)
-        results = llm.generate(texts, params, stop=stop_strings(options), use_tqdm=False)
+        with _option_names():
+            results = llm.generate(texts, params, stop=stop_strings(options), use_tqdm=False)
         for result in results:
             if (error := result.completions[0].error) is not None:
                 raise GenerationFailed(error)
@@ -61,8 +63,19 @@ class TextGenerator(ABC):
         if not isinstance(prompt, str):
             raise InvalidOption("prompt", "must be a text: start one stream for each")
         llm = self._running()
-        pieces = llm.stream(prompt, sampling_params(options, llm.default_params), stop=stop_strings(options))
+        params = sampling_params(options, llm.default_params)
+        with _option_names():
+            pieces = llm.stream(prompt, params, stop=stop_strings(options))
         return _after(prompt, pieces) if options.get("return_full_text") else pieces
+
+
+@contextmanager
+def _option_names() -> Iterator[None]:
+    """What is said of a prompt's length names the options of `generate`."""
+    try:
+        yield
+    except ContextLengthExceeded as error:
+        raise ContextLengthExceeded(in_our_names(str(error)), in_our_names(error.param or "prompts")) from None
 
 
 def _check_prompts(prompts: object) -> list[str]:
