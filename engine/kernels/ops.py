@@ -40,7 +40,7 @@ from distllm.engine.kernels.timing import faster_variant
 
 NormStyle = Literal["llama", "gemma"]
 
-_FLOAT32, _BF16, _BF16_DOT = 0, 1, 2  # kinds of panels, as panel.h numbers them
+_FLOAT32, _BF16, _BF16_DOT, _INT8 = 0, 1, 2, 3  # kinds of panels, as panel.h numbers them
 
 
 def load_kernels(
@@ -317,6 +317,8 @@ class CpuKernels:
     def _attention_kind(self, query: Tensor, cache: Tensor) -> int:
         if cache.dtype == torch.float32:
             return _FLOAT32
+        if cache.dtype == torch.int8:
+            return _INT8
         return _BF16_DOT if query.dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
 
     def _check_blocks(

@@ -1,4 +1,4 @@
-// Dynamic activations: each row rounded to whole numbers in [-127, 127] times a scale of its own.
+// Rows rounded to whole numbers times a scale of their own: of 8 bits, as dynamic activations ask for, or of 16.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +11,25 @@ namespace distllm {
 struct RowRange {
   float largest, not_finite;
 };
+
+// The largest of x [count], a multiple of 16, none negative; NaN where one is NaN: its bits are the largest of all.
+inline float largest_of(const float* x, int count) {
+  I32x16 top = broadcast_word(0);
+  for (int i = 0; i < count; i += 16) {
+    const F32x16 own = load(x + i);
+    unrolled<kParts>([&](auto part) DISTLLM_INLINE_LAMBDA {
+      const Words bits = (Words)own.part[part] & 0x7fffffff;
+      top.part[part] = top.part[part] > bits ? top.part[part] : bits;
+    });
+  }
+  int32_t lane[16];
+  write_parts(top.part, lane);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = std::max(lane[i], lane[i + width]);
+  float largest;
+  std::memcpy(&largest, lane, 4);
+  return largest;
+}
 
 template <class T>
 RowRange range_of(const T* x, int depth) {
@@ -41,6 +60,26 @@ float round_row(const T* x, int depth, int padded, int8_t* codes) {
     std::memcpy(codes + k, all, (size_t)std::min(16, padded - k));
   }
   return largest / 127.0f + not_finite;
+}
+
+// The sixteen whole numbers of x as int16.
+DISTLLM_INLINE void store_words(int16_t* to, const F32x16& x) {
+  typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
+  Shorts shorts[kParts];
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    shorts[i] = __builtin_convertvector(__builtin_convertvector(x.part[i], Words), Shorts);
+  });
+  write_parts(shorts, to);
+}
+
+constexpr float kMostWord = 32767.0f;
+
+// Rounds x [count], a multiple of 16, none negative, to pairs [count / 2]; returns the scale, NaN where an x is NaN.
+inline float round_words(const float* x, int count, int32_t* pairs) {
+  const float largest = largest_of(x, count);
+  const F32x16 inverse = broadcast(largest > 1e-30f ? kMostWord / largest : 0.0f);
+  for (int i = 0; i < count; i += 16) store_words((int16_t*)pairs + i, round(load(x + i) * inverse));
+  return largest / kMostWord;
 }
 
 }  // namespace distllm
