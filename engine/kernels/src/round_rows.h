@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "bf16.h"
 
@@ -43,21 +44,21 @@ RowRange range_of(const T* x, int depth) {
 }
 
 // Rounds x [depth] to codes [padded], zeros behind; returns the scale, NaN where an input is not finite.
-template <class T>
-float round_row(const T* x, int depth, int padded, int8_t* codes) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+template <class Code, class T>
+float round_row(const T* x, int depth, int padded, Code* codes) {
+  typedef Code Lanes __attribute__((vector_size(kLanes * sizeof(Code))));
   const auto [largest, not_finite] = range_of(x, depth);
   const F32x16 inverse = broadcast(largest > 1e-30f ? 127.0f / largest : 0.0f);
   for (int k = 0; k < padded; k += 16) {
     const int count = std::max(0, std::min(16, depth - k));
     const F32x16 whole = round(load_first(x + (count ? k : 0), count) * inverse);
-    Bytes bytes[kParts];
+    Lanes lanes[kParts];
     unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
-      bytes[i] = __builtin_convertvector(__builtin_convertvector(whole.part[i], Words), Bytes);
+      lanes[i] = __builtin_convertvector(__builtin_convertvector(whole.part[i], Words), Lanes);
     });
-    int8_t all[16];
-    write_parts(bytes, all);
-    std::memcpy(codes + k, all, (size_t)std::min(16, padded - k));
+    Code all[16];
+    write_parts(lanes, all);
+    std::memcpy(codes + k, all, (size_t)std::min(16, padded - k) * sizeof(Code));
   }
   return largest / 127.0f + not_finite;
 }
@@ -73,6 +74,25 @@ DISTLLM_INLINE void store_words(int16_t* to, const F32x16& x) {
 }
 
 constexpr float kMostWord = 32767.0f;
+
+// Rounds bf16 x [depth] to words [padded], padded - depth zeros and room for fifteen more behind, and sums them. Returns the
+// scale, the power of two that leaves the largest just room in 16 bits: of all that is not 2^7 times smaller than
+// the largest, nothing is lost. NaN where an x is not finite.
+inline float round_span(const uint16_t* x, int depth, int padded, int16_t* words, float& sum) {
+  int32_t bits = 0;
+  for (int k = 0; k < depth; ++k) bits = std::max(bits, (int32_t)(x[k] & 0x7fff));
+  const int32_t exponent = std::max(bits >> 7, 15);  // for the scale, 2^-14 of it, to be a normal number
+  const F32x16 inverse = broadcast(float_from_bf16((uint16_t)((268 - exponent) << 7)));
+  F32x16 sums = zeros();
+  for (int k = 0; k < padded; k += 16) {
+    const int count = std::clamp(depth - k, 0, 16);
+    const F32x16 whole = round(load_first(x + (count ? k : 0), count) * inverse);
+    store_words(words + k, whole);
+    sums = sums + whole;
+  }
+  sum = sum_of_lanes(sums);
+  return exponent == 255 ? std::numeric_limits<float>::quiet_NaN() : float_from_bf16((uint16_t)((exponent - 14) << 7));
+}
 
 // Rounds x [count], a multiple of 16, none negative, to pairs [count / 2]; returns the scale, NaN where an x is NaN.
 inline float round_words(const float* x, int count, int32_t* pairs) {
