@@ -23,6 +23,8 @@ from distllm.engine.quantization.quantizer import quantize
 
 ROWS = (1, 4, 16, 64)
 SHAPE = (2048, 2048)
+LAYERS_BYTES = 32 * 2**20
+"""Layers of so many bytes in bf16 run in turn, so that none finds itself in the core's own cache."""
 GROUPS = (None, 32, 64, 128)
 SCHEMES = (
     *(WeightScheme(bits=8, group_size=group) for group in GROUPS),
@@ -43,14 +45,16 @@ def time_quantized(kernels: CpuKernels, rounds: int) -> None:
 
 
 def parts_of_first(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Of each candidate: the median of its time over that of the first, which runs just before it."""
+    """Of each candidate: the median of its time over that of the first, with which alone it takes turns.
+
+    So what both read was last read equally long ago.
+    """
     first, *others = candidates
-    parts: dict[str, list[float]] = {name: [] for name in others}
-    for _ in range(rounds):
-        for name in others:
-            whole = seconds(candidates[first])
-            parts[name].append(seconds(candidates[name]) / whole)
-    return {name: statistics.median(own) for name, own in parts.items()}
+    parts: dict[str, float] = {}
+    for name in others:
+        pairs = [(seconds(candidates[first]), seconds(candidates[name])) for _ in range(rounds + 1)]
+        parts[name] = statistics.median(own / whole for whole, own in pairs[1:])
+    return parts
 
 
 def seconds(candidate: Callable[[], object]) -> float:
@@ -64,16 +68,27 @@ def time_products(kernels: CpuKernels, rounds: int) -> None:
         f"\nproducts with weights [{SHAPE[0]}, {SHAPE[1]}] and bf16 inputs: time as a part of that of bf16 weights"
     )
     print("rows  " + "".join(f"{scheme.name:>10}" for scheme in SCHEMES))
-    weight = (torch.randn(SHAPE) * 0.02).bfloat16()
-    dense = kernels.pack_linear(weight)
-    layers = {scheme.name: pack_quantized(kernels, quantize(weight, scheme)) for scheme in SCHEMES}
+    num_layers = -(-LAYERS_BYTES // (SHAPE[0] * SHAPE[1] * 2))
+    weights = [(torch.randn(*SHAPE) * 0.02).bfloat16() for _ in range(num_layers)]
+    dense = [kernels.pack_linear(weight) for weight in weights]
+    layers = {
+        scheme.name: [pack_quantized(kernels, quantize(weight, scheme)) for weight in weights] for scheme in SCHEMES
+    }
     for rows in ROWS:
         x = torch.randn(rows, SHAPE[1]).bfloat16()
-        candidates: dict[str, Callable[[], object]] = {"bf16": partial(kernels.linear, x, dense)}
+        candidates = {"bf16": in_turn([partial(kernels.linear, x, own) for own in dense])}
         for name, panels in layers.items():
-            candidates[name] = partial(quantized_linear, kernels, x, panels)
+            candidates[name] = in_turn([partial(quantized_linear, kernels, x, own) for own in panels])
         parts = parts_of_first(candidates, rounds)
         print(f"{rows:4d}  " + "".join(f"{part:10.2f}" for part in parts.values()))
+
+
+def in_turn(layers: list[Callable[[], Tensor]]) -> Callable[[], object]:
+    def run() -> None:
+        for layer in layers:
+            layer()
+
+    return run
 
 
 def time_caches(kernels: CpuKernels, rounds: int) -> None:
@@ -81,7 +96,13 @@ def time_caches(kernels: CpuKernels, rounds: int) -> None:
     print("heads    dim  sequences x tokens  length      int8       fp8")
     for (heads, kv_heads), dim, batch in product(HEADS, (64, 128), BATCHES):
         num_sequences, num_tokens, length = batch
-        candidates = {str(dtype): attention(kernels, batch, (heads, kv_heads, dim), dtype) for dtype in CACHES}
+        num_layers = -(-LAYERS_BYTES // (num_sequences * length * kv_heads * dim * 4))
+        candidates = {
+            str(dtype): in_turn(
+                [attention(kernels, batch, (heads, kv_heads, dim), dtype) for _ in range(num_layers)]
+            )
+            for dtype in CACHES
+        }
         parts = parts_of_first(candidates, rounds)
         print(
             f"{heads:2d} on {kv_heads} {dim:4d}  {num_sequences:9d} x {num_tokens:<6d}  {length:6d}"

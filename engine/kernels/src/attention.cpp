@@ -1,6 +1,6 @@
 // Attention of a mixed batch of prefill and decode rows over block tables, without gathering the cache.
 //
-// A row is one (token, query head). Rows of one kv head are cut into units of up to 48; a unit walks the blocks of its
+// A row is one (token, query head). Rows of one kv head are cut into units (kUnitRows); a unit walks the blocks of its
 // sequence in spans of 64 tokens (aligned to position 0), so its rows share what they read:
 //
 //   for each span:  scores [rows, 64] = query * keys         panels of keys: channel = token
@@ -21,7 +21,7 @@
 namespace distllm {
 namespace {
 
-constexpr int kUnitRows = 48;
+constexpr int kUnitRows = 48, kWidenedUnitRows = 96;  // the latter where a unit widens what it reads
 constexpr float kLowest = -3.0e38f;
 
 // Query tokens [token, token + count) of one sequence.
@@ -237,7 +237,8 @@ std::vector<TokenRun> token_runs(const AttentionCall& call, int max_tokens) {
 
 template <Kind kind, class T>
 void attend(Session& session, const AttentionCall& call) {
-  const int max_tokens = std::max(1, kUnitRows / call.group());
+  const int unit_rows = call.codes == KvCodes::kFloat8 ? kWidenedUnitRows : kUnitRows;
+  const int max_tokens = std::max(1, unit_rows / call.group());
   const std::vector<TokenRun> runs = token_runs(call, max_tokens);
   const UnitSizes<kind> sizes(call, max_tokens * call.group());
   std::vector<float*> scratch((size_t)session.num_threads());

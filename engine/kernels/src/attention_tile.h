@@ -116,12 +116,13 @@ inline float top_of(const float* scores, int num_tokens, float top) {
   return max_of_lanes(highest);
 }
 
-// scores = exp(scores - top); returns their sum.
-inline float exponentiate(float* scores, int num_tokens, float top) {
+// scores = exp(scores - top); returns their sum. They are multiplied by `scales`, unless that is null, token by token:
+// what is too small to be seen beside 1 becomes 0, and 0 stays 0 whatever lies in a slot that a row does not see.
+inline float exponentiate(float* scores, int num_tokens, float top, const float* scales) {
   F32x16 sum = zeros();
   for (int i = 0; i < num_tokens; i += 16) {
     const F32x16 weight = exp(load(scores + i) - broadcast(top));
-    store(scores + i, weight);
+    store(scores + i, scales ? zero_where_below(weight, 1e-18f, weight * load(scales + i)) : weight);
     sum = sum + weight;
   }
   return sum_of_lanes(sum);
@@ -129,22 +130,23 @@ inline float exponentiate(float* scores, int num_tokens, float top) {
 
 // Turns a tile's scores into weights and keeps each row's highest score and total; rescale[r] is the factor by which
 // row r's earlier sums shrink.
-template <Kind kind, int R>
-void weigh(const AttentionCall& call, const Unit<kind>& unit, int row, int begin, int num_tokens, const float* factors,
+template <Kind kind, int R, class Weight>
+void weigh(const AttentionCall& call, const Unit<kind>& unit, int row, const Span<Weight>& span, int num_tokens,
            float* scores, float* rescale) {
+  const float* const scales = call.codes == KvCodes::kNone ? nullptr : span.value_scales;
   float drop[16] = {};
   for (int r = 0; r < R; ++r) {
     float* const own = scores + r * kScoreStride;
     const int position = unit.position(row + r), first = call.window ? position - call.window + 1 : 0;
-    cap(own, num_tokens, factors, call.softcap);
-    mask(own, first - begin, position + 1 - begin, num_tokens);
+    cap(own, num_tokens, span.score_factors, call.softcap);
+    mask(own, first - span.begin, position + 1 - span.begin, num_tokens);
     const float before = unit.top[row + r];
     unit.top[row + r] = top_of(own, num_tokens, before);
     drop[r] = before - unit.top[row + r];
   }
   store(rescale, exp(load(drop)));
   for (int r = 0; r < R; ++r) {
-    const float sum = exponentiate(scores + r * kScoreStride, num_tokens, unit.top[row + r]);
+    const float sum = exponentiate(scores + r * kScoreStride, num_tokens, unit.top[row + r], scales);
     unit.total[row + r] = unit.total[row + r] * rescale[r] + sum;
   }
 }
@@ -191,17 +193,6 @@ void add_values(const Weights<kind>& weights, const Weight* const* values, const
   });
 }
 
-// weights[r] *= scales, token by token. What is too small to be seen beside 1 becomes 0, and 0 stays 0 whatever lies in
-// a slot that a row does not see.
-template <int R>
-void scale_tokens(float* weights, const float* scales, int num_tokens) {
-  for (int r = 0; r < R; ++r)
-    for (int i = 0; i < num_tokens; i += 16) {
-      const F32x16 own = load(weights + r * kScoreStride + i);
-      store(weights + r * kScoreStride + i, zero_where_below(own, 1e-18f, own * load(scales + i)));
-    }
-}
-
 // Weights as the inputs of add_values: floats as they are, or rounded to pairs of bf16, or to whole numbers in pairs.
 template <Kind kind, int R>
 const typename Panel<kind>::Input* as_inputs(const float* weights, int num_tokens, int32_t* pairs, float* scales) {
@@ -233,8 +224,7 @@ void attend_tile(const AttentionCall& call, const Unit<kind>& unit, int row, con
     score_blocks<kind, R, kWidth>(query, query_scale, span.keys + block, span.next_keys + block, depth, scores + block * 16);
   for (; block < blocks; ++block)
     score_blocks<kind, R, 1>(query, query_scale, span.keys + block, span.next_keys + block, depth, scores + block * 16);
-  weigh<kind, R>(call, unit, row, span.begin, blocks * kBlockTokens, span.score_factors, scores, rescale);
-  if (call.codes != KvCodes::kNone) scale_tokens<R>(scores, span.value_scales, blocks * kBlockTokens);
+  weigh<kind, R>(call, unit, row, span, blocks * kBlockTokens, scores, rescale);
   const Weights<kind> weights{as_inputs<kind, R>(scores, blocks * kBlockTokens, pairs, weight_scale), rescale,
                               weight_scale};
   float* const sums = unit.sums + (size_t)row * unit.padded_values;

@@ -45,13 +45,16 @@ DISTLLM_INLINE Floats decode(Words words, Floats zero) {
   }
 }
 
-// Pair i of a word's codes as int16: codes that lie sixteen bits apart, so that they need not be moved together.
+// Pair i of a word's codes as int16, less their zero points, given as pairs too: codes that lie sixteen bits apart, so
+// that they need not be moved together.
 template <Codes codes, int i>
-DISTLLM_INLINE I32x16 code_pairs(I32x16 words) {
+DISTLLM_INLINE I32x16 code_pairs(I32x16 words, const I32x16& zeros) {
+  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
   constexpr int kBits = 32 / kCodesPerWord<codes>;
   constexpr int32_t kMask = (1 << kBits) - 1;
   unrolled<kParts>([&](auto part) DISTLLM_INLINE_LAMBDA {
-    words.part[part] = (words.part[part] >> (kBits * i)) & (kMask << 16 | kMask);
+    const Words kept = (words.part[part] >> (kBits * i)) & (kMask << 16 | kMask);
+    words.part[part] = (Words)((Shorts)kept - (Shorts)zeros.part[part]);
   });
   return words;
 }

@@ -38,13 +38,14 @@ DISTLLM_INLINE void for_each_span(const Call& call, const F& body) {
   }
 }
 
-// What a call reads: x itself, or its rounded rows, padded with zeros, with the sums and scales [rows][spans] of their parts.
+// What a call reads: x itself, or its rounded rows, padded with zeros, with something of each span [rows][spans]: the sum of
+// bytes, the scale of words.
 template <class T>
 struct Source {
   const T* x;
   ptrdiff_t stride;
   int depth;
-  const float *sums = nullptr, *scales = nullptr;
+  const float* of_spans = nullptr;
 };
 
 // Rounded rows as words of four bytes [padded / 4][rows].
@@ -81,13 +82,16 @@ void arrange_tile(const Source<T>& source, int row, int rows, int padded, InputO
 // Inputs [begin, end), all of one group, without what is widened of them.
 template <Codes codes, int P>
 DISTLLM_INLINE Span<P> span_of(const Call& call, size_t panel, int group, int begin, int end) {
-  Span<P> span{begin, end - begin, {}, {}, {}, {}};
+  Span<P> span{begin, end - begin, {}, {}, {}, {}, {}};
   for (size_t p = 0; p < P; ++p) {
     const size_t at = ((panel + p) * (size_t)call.num_groups + (size_t)group) * 16;
     const bool is_float = call.scale_type == DType::kFloat32;
     span.scale[p] = is_float ? load((const float*)call.scales + at) : load((const uint16_t*)call.scales + at);
     const I32x16 zero = call.zeros ? load_bytes(call.zeros + at) : broadcast_word(codes == Codes::kInt4 ? 8 : 128);
     span.zero[p] = zeros() - as_floats(zero);
+    unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
+      span.zero_pairs[p].part[i] = zero.part[i] | zero.part[i] << 16;
+    });
     const size_t word = ((panel + p) * (size_t)call.padded + (size_t)begin) / kCodesPerWord<codes>;
     span.codes[p] = (const uint32_t*)call.linear.weight + word * 16;
   }
@@ -97,13 +101,13 @@ DISTLLM_INLINE Span<P> span_of(const Call& call, size_t panel, int group, int be
 // Tiles [first, last) times P panels from `panel` on.
 template <Product product, Codes codes, int P>
 void multiply(const Call& call, const Tiling& tiles, int first, int last, const InputOf<product>* inputs,
-              const RoundedInputs& rounded, size_t panel) {
+              const float* of_spans, size_t panel) {
   alignas(64) float total[kBlockRows * P * 16];
   using Weight = typename Panel<kWidenedKind<product>>::Weight;
   alignas(64) Weight widened[kIsWhole<product> ? 1 : P * kWidenedSpan * 16];
-  const int first_row = tiles.begin(first), rows = tiles.begin(last) - first_row;
+  const int first_row = tiles.begin(first), rows = tiles.begin(last) - first_row, num_spans = call.num_spans();
   std::fill_n(total, rows * P * 16, 0.0f);
-  for_each_span(call, [&]([[maybe_unused]] int index, int group, int begin, int end) {
+  for_each_span(call, [&](int index, int group, int begin, int end) {
     Span<P> span = span_of<codes, P>(call, panel, group, begin, end);
     if constexpr (!kIsWhole<product>)
       for (int p = 0; p < P; ++p) {
@@ -113,12 +117,8 @@ void multiply(const Call& call, const Tiling& tiles, int first, int last, const 
     for (int tile = first; tile < last; ++tile) {
       const int row = tiles.begin(tile), size = tiles.size(tile);
       const int skipped = (row * call.padded + begin * size) / kNumbersPerInput<product>;
-      RoundedInputs own = rounded;
-      if constexpr (kIsWhole<product>) {
-        own.sums += row * rounded.stride + index;
-        own.scales += row * rounded.stride + index;
-      }
-      add_span_for<product, codes, P>(size)(inputs + skipped, span, own, total + (row - first_row) * P * 16);
+      const float* const own = of_spans ? of_spans + row * num_spans + index : nullptr;
+      add_span_for<product, codes, P>(size)(inputs + skipped, span, own, num_spans, total + (row - first_row) * P * 16);
     }
   });
   const int feature = (int)panel * kPanelWidth, features = std::min(P * kPanelWidth, call.linear.features - feature);
@@ -143,15 +143,14 @@ void run_groups(Session& session, const Call& call, const Source<T>& source) {
     session.for_each(tiles.count, arrange);
   else
     for (int tile = 0; tile < tiles.count; ++tile) arrange(tile, 0);
-  const RoundedInputs rounded{source.sums, source.scales, call.num_spans()};
   const Tiling blocks(tiles.count, kBlockRows / kMaxTileRows<P>);
   const size_t panels = num_panels((size_t)call.linear.features), groups = (panels + P - 1) / P;
   session.for_each((int)groups * blocks.count, [&](int unit, int) {
     const size_t panel = (size_t)(unit / blocks.count) * P;
     const int first = blocks.begin(unit % blocks.count), last = blocks.begin(unit % blocks.count + 1);
-    if (panel + P <= panels) return multiply<product, codes, P>(call, tiles, first, last, inputs, rounded, panel);
+    if (panel + P <= panels) return multiply<product, codes, P>(call, tiles, first, last, inputs, source.of_spans, panel);
     for (size_t rest = panel; rest < panels; ++rest)
-      multiply<product, codes, 1>(call, tiles, first, last, inputs, rounded, rest);
+      multiply<product, codes, 1>(call, tiles, first, last, inputs, source.of_spans, rest);
   });
 }
 
@@ -168,19 +167,18 @@ void run(Session& session, const Call& call, const Source<T>& source) {
   if constexpr (kMaxTileRows<P> >= 1) run_groups<product, codes, P>(session, call, source);
 }
 
-// Room in the scratch memory of thread 0 for rounded rows, with their sums and scales.
+// Room in the scratch memory of thread 0 for rounded rows, with what is kept of each span and row.
 template <class Code>
 struct RoundedRows {
   size_t padded, spans;
-  float *sums, *scales;  // [rows][spans]
-  float* row_scales;     // [rows]
-  Code* codes;           // [rows][padded], and room for fifteen more
+  float* of_spans;    // [rows][spans]
+  float* row_scales;  // [rows]
+  Code* codes;        // [rows][padded]
 
   RoundedRows(Session& session, const Call& call) : padded((size_t)call.padded), spans((size_t)call.num_spans()) {
     const size_t rows = (size_t)call.linear.rows;
-    sums = session.scratch<float>(0, rows * (2 * spans + 1) + (rows * padded * sizeof(Code) + 64) / sizeof(float));
-    scales = sums + rows * spans;
-    row_scales = scales + rows * spans;
+    of_spans = session.scratch<float>(0, rows * (spans + 1) + rows * padded * sizeof(Code) / sizeof(float));
+    row_scales = of_spans + rows * spans;
     codes = (Code*)(row_scales + rows);
   }
   Code* row(int i) const { return codes + (size_t)i * padded; }
@@ -194,13 +192,13 @@ Source<Code> round_whole_rows(Session& session, const T* x, Call& call) {
     Code* const own = rounded.row(row);
     rounded.row_scales[row] = round_row(x + row * call.linear.x_stride, call.linear.depth, call.padded, own);
     for_each_span(call, [&](int index, int, int begin, int end) {
-      const size_t at = (size_t)row * rounded.spans + (size_t)index;
-      rounded.sums[at] = (float)std::accumulate(own + begin, own + end, 0);
-      rounded.scales[at] = 1.0f;
+      const bool is_bytes = sizeof(Code) == 1;
+      const float kept = is_bytes ? (float)std::accumulate(own + begin, own + end, 0) : 1.0f;
+      rounded.of_spans[(size_t)row * rounded.spans + (size_t)index] = kept;
     });
   });
   call.linear.row_scales = rounded.row_scales;
-  return {rounded.codes, (ptrdiff_t)call.padded, call.padded, rounded.sums, rounded.scales};
+  return {rounded.codes, (ptrdiff_t)call.padded, call.padded, rounded.of_spans};
 }
 
 // Each span of a row as whole numbers of 16 bits times a scale.
@@ -211,10 +209,10 @@ Source<int16_t> round_spans(Session& session, const Call& call) {
     for_each_span(call, [&](int index, int, int begin, int end) {
       const size_t at = (size_t)row * rounded.spans + (size_t)index;
       const int given = std::max(0, std::min(end, call.linear.depth) - begin);
-      rounded.scales[at] = round_span(x + begin, given, end - begin, rounded.row(row) + begin, rounded.sums[at]);
+      rounded.of_spans[at] = round_span(x + begin, given, end - begin, rounded.row(row) + begin);
     });
   });
-  return {rounded.codes, (ptrdiff_t)call.padded, call.padded, rounded.sums, rounded.scales};
+  return {rounded.codes, (ptrdiff_t)call.padded, call.padded, rounded.of_spans};
 }
 
 template <class T>

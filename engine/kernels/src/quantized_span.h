@@ -30,7 +30,8 @@ template <int P>
 struct Span {
   int begin, depth;
   F32x16 scale[P];
-  F32x16 zero[P];  // minus the zero points
+  F32x16 zero[P];        // minus the zero points
+  I32x16 zero_pairs[P];  // the zero points, twice in a word
   const uint32_t* codes[P];
   const void* widened[P];
 };
@@ -58,27 +59,9 @@ void add_widened(const InputOf<product>* inputs, const Span<P>& span, float* tot
   });
 }
 
-// Of rows rounded to whole numbers: each row's sum over the span and, with words, its scale.
-struct RoundedInputs {
-  const float *sums, *scales;  // [row * stride]
-  int stride;
-};
-
-// The same over the codes themselves.
-template <bool is_scaled, int R, int P>
-DISTLLM_INLINE void add_whole(const I32x16 (&sum)[R][P], const Span<P>& span, const RoundedInputs& rounded, float* total) {
-  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
-    constexpr int r = i / P, p = i % P;
-    const F32x16 shift = broadcast(rounded.sums[r * rounded.stride]);
-    const F32x16 product = fma(span.zero[p], shift, as_floats(sum[r][p]));
-    F32x16 scale = span.scale[p];
-    if constexpr (is_scaled) scale = scale * broadcast(rounded.scales[r * rounded.stride]);
-    store(total + i * 16, fma(product, scale, load(total + i * 16)));
-  });
-}
-
+// The same over the codes themselves and bytes; input_sums[r * stride] is the sum of row r's inputs in the span.
 template <int R, int P>
-void add_bytes(const int32_t* inputs, const Span<P>& span, const RoundedInputs& rounded, float* total) {
+void add_bytes(const int32_t* inputs, const Span<P>& span, const float* input_sums, int stride, float* total) {
   I32x16 sum[R][P];
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { sum[i / P][i % P] = broadcast_word(0); });
   for (int step = 0; step < span.depth / 4; ++step) {
@@ -92,12 +75,18 @@ void add_bytes(const int32_t* inputs, const Span<P>& span, const RoundedInputs& 
       unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { sum[r][p] = dot_quads(sum[r][p], weight[p], x); });
     });
   }
-  add_whole<false>(sum, span, rounded, total);
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    float* const at = total + i * 16;
+    const F32x16 shift = broadcast(input_sums[(i / P) * stride]);
+    const F32x16 exact = fma(span.zero[i % P], shift, as_floats(sum[i / P][i % P]));  // all three below 2^24
+    store(at, fma(exact, span.scale[i % P], load(at)));
+  });
 }
 
-// Sums of whole numbers are exact, so few rows sum in two chains, which do not wait for one another.
+// The same over words; row r's inputs are times input_scales[r * stride]. Sums of whole numbers are exact, so few rows sum
+// in two chains, which do not wait for one another.
 template <Codes codes, int R, int P>
-void add_words(const int32_t* inputs, const Span<P>& span, const RoundedInputs& rounded, float* total) {
+void add_words(const int32_t* inputs, const Span<P>& span, const float* input_scales, int stride, float* total) {
   constexpr int kPairs = kCodesPerWord<codes> / 2, kChains = R * P * kParts <= kMaxAccumulators / 2 ? 2 : 1;
   I32x16 sum[kChains][R][P];
   unrolled<kChains * R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
@@ -112,7 +101,7 @@ void add_words(const int32_t* inputs, const Span<P>& span, const RoundedInputs& 
     });
     unrolled<kPairs>([&](auto i) DISTLLM_INLINE_LAMBDA {
       I32x16 weight[P];
-      unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = code_pairs<codes, i>(words[p]); });
+      unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = code_pairs<codes, i>(words[p], span.zero_pairs[p]); });
       unrolled<R>([&](auto r) DISTLLM_INLINE_LAMBDA {
         const int32_t x = inputs[i * R + r];
         auto& chain = sum[i % kChains][r];
@@ -126,19 +115,23 @@ void add_words(const int32_t* inputs, const Span<P>& span, const RoundedInputs& 
         sum[0][i / P][i % P].part[part] += sum[1][i / P][i % P].part[part];
       });
     });
-  add_whole<true>(sum[0], span, rounded, total);
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    float* const at = total + i * 16;
+    const F32x16 scale = span.scale[i % P] * broadcast(input_scales[(i / P) * stride]);
+    store(at, fma(as_floats(sum[0][i / P][i % P]), scale, load(at)));
+  });
 }
 
 template <Product product, int P>
-using AddSpan = void (*)(const InputOf<product>*, const Span<P>&, const RoundedInputs&, float*);
+using AddSpan = void (*)(const InputOf<product>*, const Span<P>&, const float*, int, float*);
 
 template <Product product, Codes codes, int R, int P>
-void add_span(const InputOf<product>* inputs, const Span<P>& span, [[maybe_unused]] const RoundedInputs& rounded,
-              float* total) {
+void add_span(const InputOf<product>* inputs, const Span<P>& span, [[maybe_unused]] const float* of_rows,
+              [[maybe_unused]] int stride, float* total) {
   if constexpr (product == Product::kByteDot)
-    add_bytes<R, P>(inputs, span, rounded, total);
+    add_bytes<R, P>(inputs, span, of_rows, stride, total);
   else if constexpr (product == Product::kWordDot)
-    add_words<codes, R, P>(inputs, span, rounded, total);
+    add_words<codes, R, P>(inputs, span, of_rows, stride, total);
   else
     add_widened<product, R, P>(inputs, span, total);
 }

@@ -75,22 +75,19 @@ DISTLLM_INLINE void store_words(int16_t* to, const F32x16& x) {
 
 constexpr float kMostWord = 32767.0f;
 
-// Rounds bf16 x [depth] to words [padded], padded - depth zeros and room for fifteen more behind, and sums them. Returns the
-// scale, the power of two that leaves the largest just room in 16 bits: of all that is not 2^7 times smaller than
-// the largest, nothing is lost. NaN where an x is not finite.
-inline float round_span(const uint16_t* x, int depth, int padded, int16_t* words, float& sum) {
+// Rounds bf16 x [depth] to words [padded], zeros behind. Returns the scale, NaN where an x is not finite: the power of two
+// with which the largest just fits 16 bits, so that nothing is lost of what is less than 2^7 times smaller.
+inline float round_span(const uint16_t* x, int depth, int padded, int16_t* words) {
   int32_t bits = 0;
   for (int k = 0; k < depth; ++k) bits = std::max(bits, (int32_t)(x[k] & 0x7fff));
   const int32_t exponent = std::max(bits >> 7, 15);  // for the scale, 2^-14 of it, to be a normal number
   const F32x16 inverse = broadcast(float_from_bf16((uint16_t)((268 - exponent) << 7)));
-  F32x16 sums = zeros();
   for (int k = 0; k < padded; k += 16) {
     const int count = std::clamp(depth - k, 0, 16);
-    const F32x16 whole = round(load_first(x + (count ? k : 0), count) * inverse);
-    store_words(words + k, whole);
-    sums = sums + whole;
+    int16_t all[16];
+    store_words(all, round(load_first(x + (count ? k : 0), count) * inverse));
+    std::memcpy(words + k, all, (size_t)std::min(16, padded - k) * sizeof(*all));
   }
-  sum = sum_of_lanes(sums);
   return exponent == 255 ? std::numeric_limits<float>::quiet_NaN() : float_from_bf16((uint16_t)((exponent - 14) << 7));
 }
 
