@@ -1,8 +1,9 @@
-"""Times the CPU kernels beside torch's own: python benchmarks/kernels.py [--features N --depth K --threads T].
+"""Times the CPU kernels beside torch's own: python -m benchmarks.kernels [--features N --depth K --threads T].
 
 Linear layers: GB/s of weights read and GFLOP/s, over enough copies of the weight that no cache holds them all.
 Attention: microseconds a call of paged attention, and of torch's own over keys and values already gathered.
 Figures are medians of rounds in which the candidates take turns, so that a busy machine disturbs all alike.
+With --quantized: what quantized weights and caches take beside bf16 ones, on one thread (quantized_kernels.py).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.quantized_kernels import time_quantized
 from distllm.engine.attention.interface import AttentionBatch, AttentionCall
 from distllm.engine.attention.paged_cpu import PagedCpuAttention
 from distllm.engine.interface import BLOCK_SIZE
@@ -36,22 +38,29 @@ SCHEMES = (
 
 def main() -> None:
     arguments = parse_arguments()
-    kernels = load_kernels(arguments.isa, arguments.threads)
+    kernels = load_kernels(arguments.isa, 1 if arguments.quantized else arguments.threads)
     if isinstance(kernels, KernelsUnavailable):
         raise SystemExit(kernels.reason)
+    if arguments.variant is not None:
+        kernels.bf16_variant = arguments.variant
     torch.set_num_threads(kernels.num_threads)
     print(
         f"{kernels.isa}, {kernels.num_threads} threads, "
         f"bf16 by {kernels.bf16_variant}; medians of {arguments.rounds}"
     )
     with torch.inference_mode():
-        time_linear(kernels, arguments.features, arguments.depth, arguments.rounds)
-        time_attention(kernels, arguments.rounds)
+        if arguments.quantized:
+            time_quantized(kernels, arguments.rounds)
+        else:
+            time_linear(kernels, arguments.features, arguments.depth, arguments.rounds)
+            time_attention(kernels, arguments.rounds)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the CPU kernels beside torch's own.")
     parser.add_argument("--isa", help="instruction level (default: the best this CPU runs)")
+    parser.add_argument("--variant", choices=["fma", "dot"], help="of bf16 (default: the faster)")
+    parser.add_argument("--quantized", action="store_true")
     parser.add_argument("--threads", type=int, help="default: one a core")
     parser.add_argument("--features", type=int, default=3072)
     parser.add_argument("--depth", type=int, default=576)

@@ -63,7 +63,10 @@ def _encode(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     largest = rows.float().abs().amax(-1)
     inverse = torch.where(largest > 1e-30, rows.new_tensor(most, dtype=torch.float32) / largest, 0.0)
     scaled = rows.float() * inverse.unsqueeze(-1)
-    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), largest / most
+    if dtype == torch.int8:
+        return scaled.round().to(dtype), largest / most
+    coarse = (scaled * 64).round() / 64  # the kernels store no subnormal numbers
+    return torch.where(scaled.abs() < 2**-6, coarse, scaled).to(dtype), largest / most
 
 
 def _attend_sequence(query: Tensor, keys: Tensor, values: Tensor, num_computed: int, call: AttentionCall) -> Tensor:

@@ -40,7 +40,7 @@ from distllm.engine.kernels.timing import faster_variant
 
 NormStyle = Literal["llama", "gemma"]
 
-_FLOAT32, _BF16, _BF16_DOT = 0, 1, 2  # kinds of panels, as panel.h numbers them
+_FLOAT32, _BF16, _BF16_DOT, _INT8 = 0, 1, 2, 3  # kinds of panels, as panel.h numbers them
 
 
 def load_kernels(
@@ -92,13 +92,19 @@ class CpuKernels:
         add = "muladd" if self.isa == "portable" else "fma"
         return f"cpu1-{add}-span512-{self.bf16_variant}"
 
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory that will be streamed, on huge pages where the system gives them."""
+        tensor = torch.empty(*shape, dtype=dtype)
+        self._c.distllm_advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
     def pack_linear(self, weight: Tensor | Sequence[Tensor], variant: Bf16Variant | None = None) -> PackedLinear:
         """Packs weight [N, K], or several [N_i, K] one after the other along N. bf16 or float32, any strides."""
         parts = [weight] if isinstance(weight, Tensor) else list(weight)
         dtype, depth = check_parts(parts)
         features = sum(part.shape[0] for part in parts)
         size = self._c.distllm_packed_bytes(features, depth, DTYPE_CODES[dtype])
-        panels = self._empty(size // dtype.itemsize, dtype=dtype)
+        panels = self.empty(size // dtype.itemsize, dtype=dtype)
         self._zero_padding(panels, features, depth)
         first_row = 0
         for part in parts:
@@ -317,6 +323,8 @@ class CpuKernels:
     def _attention_kind(self, query: Tensor, cache: Tensor) -> int:
         if cache.dtype == torch.float32:
             return _FLOAT32
+        if cache.dtype == torch.int8:
+            return _INT8
         return _BF16_DOT if query.dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
 
     def _check_blocks(
@@ -330,12 +338,6 @@ class CpuKernels:
             raise ValueError(
                 f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
             )
-
-    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Memory that will be streamed, on huge pages where the system gives them."""
-        tensor = torch.empty(*shape, dtype=dtype)
-        self._c.distllm_advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
-        return tensor
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Zeroed memory on huge pages, which takes up none until it is written."""

@@ -65,7 +65,7 @@ def pack_quantized(kernels: CpuKernels, tensor: QuantizedTensor) -> QuantizedPan
             f"multiple of {_DEPTH_MULTIPLE}"
         )
     return QuantizedPanels(
-        _pack_codes(tensor.codes, 4 if tensor.format == "int4" else 8),
+        _pack_codes(kernels, tensor.codes, 4 if tensor.format == "int4" else 8),
         _pack_groups(tensor.scales),
         None if tensor.zeros is None else _pack_groups(tensor.zeros),
         tensor.format,
@@ -119,11 +119,12 @@ def quantized_rows(panels: QuantizedPanels, ids: Tensor) -> Tensor:
     return rows.dequantize()
 
 
-def _pack_codes(codes: Tensor, bits: int) -> Tensor:
+def _pack_codes(kernels: CpuKernels, codes: Tensor, bits: int) -> Tensor:
     """uint8 [N, bytes of K codes] -> [panels, words, 16, 4]."""
     bytes_multiple = _DEPTH_MULTIPLE * bits // 8
     padded = functional.pad(codes, (0, -codes.shape[1] % bytes_multiple, 0, -codes.shape[0] % _PANEL_WIDTH))
-    return padded.view(-1, _PANEL_WIDTH, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    words = padded.view(-1, _PANEL_WIDTH, padded.shape[1] // 4, 4).transpose(1, 2)
+    return kernels.empty(*words.shape, dtype=torch.uint8).copy_(words)
 
 
 def _pack_groups(values: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ def make_model(name: str, seed: int = 0) -> PreTrainedModel:
     prefix, special = MODELS[name]
     fields = {name: value for name, value in {**_SHAPE, **special}.items() if value is not None}
     config: PreTrainedConfig = getattr(transformers, f"{prefix}Config")(**fields)
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # sinks and router biases keep what they begin with
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -11,37 +11,52 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "bf16.h"
 
 namespace distllm {
 
-enum class Kind : int { kFloat32 = 0, kBf16 = 1, kBf16Dot = 2 };  // the numbers that ops.py passes
+enum class Kind : int { kFloat32 = 0, kBf16 = 1, kBf16Dot = 2, kInt8 = 3 };  // the numbers that ops.py passes
 
-// What one panel stores and what one input is. bf16 dot products take inputs as pairs of bf16 in one word.
+// What one panel stores, what one input is, and what they are summed in. bf16 dot products take inputs as pairs of
+// bf16 in one word; int8 panels, laid out as those of bf16, take pairs of int16, and their sums are whole numbers.
 template <Kind>
 struct Panel {
   using Weight = uint16_t;
   using Input = float;
+  using Sum = F32x16;
 };
 template <>
 struct Panel<Kind::kFloat32> {
   using Weight = float;
   using Input = float;
+  using Sum = F32x16;
 };
 template <>
 struct Panel<Kind::kBf16Dot> {
   using Weight = uint16_t;
   using Input = int32_t;
+  using Sum = F32x16;
 };
+template <>
+struct Panel<Kind::kInt8> {
+  using Weight = int8_t;
+  using Input = int32_t;
+  using Sum = I32x16;
+};
+
+// How many inputs one step of the inner loop takes.
+template <Kind kind>
+constexpr int kInputsPerStep = std::is_same_v<typename Panel<kind>::Input, int32_t> ? 2 : 1;
 
 // Most rows of a tile that is P panels wide.
 template <int P>
 constexpr int kMaxTileRows = kMaxAccumulators / (P * kParts) < 12 ? kMaxAccumulators / (P * kParts) : 12;
 
-template <int R, int P>
+template <int R, int P, class Sum = F32x16>
 struct Tile {
-  F32x16 sum[R][P];
+  Sum sum[R][P];
 };
 
 // Input of row r at step k: at[r * RowStride + k * StepStride]. A step is one k, or one pair of k for dot products.
@@ -98,15 +113,16 @@ DISTLLM_INLINE void accumulate_float32(Tile<R, P>& tile, const float* const (&pa
   }
 }
 
-template <int R, int P, class X, class Source>
-DISTLLM_INLINE void accumulate_bf16(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth,
+// Panels of bf16 pairs, or of codes that load_pairs decodes.
+template <class Pairs, int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_bf16(Tile<R, P>& tile, const Pairs* const (&panels)[P], X inputs, int depth,
                                     Source source) {
   F32x16 weight[P];
   for (int k = 0; k + 1 < depth; k += 2) {
     Bf16Pairs pairs[P];
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-      const uint16_t* const at = panels[p] + (size_t)k * 16;
-      source.fetch(p, at, (size_t)k * 32, (size_t)(depth - k) * 32);
+      const Pairs* const at = panels[p] + (size_t)k * 16;
+      source.fetch(p, at, (size_t)k * 16 * sizeof(Pairs), (size_t)(depth - k) * 16 * sizeof(Pairs));
       pairs[p] = load_pairs(at);
     });
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = low_halves(pairs[p]); });
@@ -129,14 +145,14 @@ DISTLLM_INLINE void dot_step(Tile<R, P>& tile, const Bf16Pairs (&weight)[P], X i
   });
 }
 
-template <int R, int P, class X, class Source>
-DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const uint16_t* const (&panels)[P], X inputs, int depth,
+template <class Pairs, int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const Pairs* const (&panels)[P], X inputs, int depth,
                                    Source source) {
   Bf16Pairs weight[P];
   for (int step = 0; step < depth / 2; ++step) {
     unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
-      const uint16_t* const at = panels[p] + (size_t)step * 32;
-      source.fetch(p, at, (size_t)step * 64, (size_t)(depth - 2 * step) * 32);
+      const Pairs* const at = panels[p] + (size_t)step * 32;
+      source.fetch(p, at, (size_t)step * 32 * sizeof(Pairs), (size_t)(depth - 2 * step) * 16 * sizeof(Pairs));
       weight[p] = load_pairs(at);
     });
     dot_step(tile, weight, inputs, step);
@@ -149,14 +165,40 @@ DISTLLM_INLINE void accumulate_dot(Tile<R, P>& tile, const uint16_t* const (&pan
   }
 }
 
-// tile += inputs * panels over k = 0 .. depth - 1. An odd depth reads the last pair's lower half only.
-template <Kind kind, int R, int P, class X, class Source>
-DISTLLM_INLINE void accumulate(Tile<R, P>& tile, const typename Panel<kind>::Weight* const (&panels)[P], X inputs,
+// Two steps a round, which read one line of a panel.
+template <int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate_int8(Tile<R, P, I32x16>& tile, const int8_t* const (&panels)[P], X inputs, int depth,
+                                    Source source) {
+  const auto step = [&](int k) DISTLLM_INLINE_LAMBDA {
+    I32x16 weight[P];
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = load_byte_pairs(panels[p] + (size_t)k * 16); });
+    unrolled<R>([&](auto r) DISTLLM_INLINE_LAMBDA {
+      const int32_t x = inputs(r, k / 2);
+      unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { tile.sum[r][p] = dot_words(tile.sum[r][p], weight[p], x); });
+    });
+  };
+  int k = 0;
+  for (; k + 2 < depth; k += 4) {
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      source.fetch(p, panels[p] + (size_t)k * 16, (size_t)k * 16, (size_t)(depth - k) * 16);
+    });
+    step(k);
+    step(k + 2);
+  }
+  if (k < depth) step(k);
+}
+
+// tile += inputs * panels over k = 0 .. depth - 1. An odd depth reads the last pair's lower half only;
+// of int8 panels it is even.
+template <Kind kind, class Weight, int R, int P, class X, class Source>
+DISTLLM_INLINE void accumulate(Tile<R, P, typename Panel<kind>::Sum>& tile, const Weight* const (&panels)[P], X inputs,
                                int depth, Source source) {
   if constexpr (kind == Kind::kFloat32)
     accumulate_float32(tile, panels, inputs, depth, source);
   else if constexpr (kind == Kind::kBf16)
     accumulate_bf16(tile, panels, inputs, depth, source);
+  else if constexpr (kind == Kind::kInt8)
+    accumulate_int8(tile, panels, inputs, depth, source);
   else
     accumulate_dot(tile, panels, inputs, depth, source);
 }

@@ -5,8 +5,9 @@
 //   scales  [panel][group][16]          float32 or bf16
 //   zeros   [panel][group][16]          bytes, or null: 128 of eight bits, 8 of four
 //
-// A weight is scale * (code - zero), or scale * e4m3(code) for kFloat8. code - zero and e4m3(code) are exact in bf16,
-// so a span of a panel is widened to floats, or to bf16 for dot products, multiplied as panel.h does, and then scaled.
+// A weight is scale * (code - zero), or scale * e4m3(code) for kFloat8. Inputs of bf16 are rounded to whole numbers, which
+// meet codes of whole numbers as they are. For others a span of a panel is widened to floats (code - zero, or e4m3(code)),
+// or to bf16 for dot products, where they are exact as well, multiplied as panel.h does, and then scaled.
 #pragma once
 
 #include "bf16.h"
@@ -42,6 +43,20 @@ DISTLLM_INLINE Floats decode(Words words, Floats zero) {
     const Floats down = native_broadcast(1.0f / (1 << kShift)), units = native_broadcast((float)(1 << (23 - kShift)));
     return native_fma((Floats)(kept | kUnitsOfOne), down, zero - units);
   }
+}
+
+// Pair i of a word's codes as int16, less their zero points, given as pairs too: codes that lie sixteen bits apart, so
+// that they need not be moved together.
+template <Codes codes, int i>
+DISTLLM_INLINE I32x16 code_pairs(I32x16 words, const I32x16& zeros) {
+  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
+  constexpr int kBits = 32 / kCodesPerWord<codes>;
+  constexpr int32_t kMask = (1 << kBits) - 1;
+  unrolled<kParts>([&](auto part) DISTLLM_INLINE_LAMBDA {
+    const Words kept = (words.part[part] >> (kBits * i)) & (kMask << 16 | kMask);
+    words.part[part] = (Words)((Shorts)kept - (Shorts)zeros.part[part]);
+  });
+  return words;
 }
 
 // `depth` inputs of one panel, from words to a panel of floats. `zero` is minus the zero point.

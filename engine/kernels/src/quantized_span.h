@@ -9,13 +9,17 @@
 
 namespace distllm {
 
-enum class Product : int { kFma = 0, kBf16Dot = 1, kByteDot = 2 };  // the numbers that quantized.py passes
+enum class Product : int { kFma = 0, kBf16Dot = 1, kWordDot = 2, kByteDot = 3 };  // the first two as quantized.py has them
 
-// An input: a float, a pair of bf16 or four bytes.
+// An input: a float, a pair of bf16, a pair of int16 or four bytes.
 template <Product product>
 using InputOf = std::conditional_t<product == Product::kFma, float, int32_t>;
 template <Product product>
-constexpr int kNumbersPerInput = product == Product::kFma ? 1 : product == Product::kBf16Dot ? 2 : 4;
+constexpr int kNumbersPerInput = product == Product::kFma ? 1 : product == Product::kByteDot ? 4 : 2;
+
+// Whether inputs are whole numbers, which meet the codes themselves.
+template <Product product>
+constexpr bool kIsWhole = product == Product::kWordDot || product == Product::kByteDot;
 
 // What codes are widened to.
 template <Product product>
@@ -26,7 +30,8 @@ template <int P>
 struct Span {
   int begin, depth;
   F32x16 scale[P];
-  F32x16 zero[P];  // minus the zero points
+  F32x16 zero[P];        // minus the zero points
+  I32x16 zero_pairs[P];  // the zero points, twice in a word
   const uint32_t* codes[P];
   const void* widened[P];
 };
@@ -54,9 +59,9 @@ void add_widened(const InputOf<product>* inputs, const Span<P>& span, float* tot
   });
 }
 
-// The same over the codes themselves; input_sums[r * stride] is the sum of row r's inputs in the span.
+// The same over the codes themselves and bytes; input_sums[r * stride] is the sum of row r's inputs in the span.
 template <int R, int P>
-void add_bytes(const int32_t* inputs, const Span<P>& span, const int32_t* input_sums, int stride, float* total) {
+void add_bytes(const int32_t* inputs, const Span<P>& span, const float* input_sums, int stride, float* total) {
   I32x16 sum[R][P];
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA { sum[i / P][i % P] = broadcast_word(0); });
   for (int step = 0; step < span.depth / 4; ++step) {
@@ -72,32 +77,76 @@ void add_bytes(const int32_t* inputs, const Span<P>& span, const int32_t* input_
   }
   unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
     float* const at = total + i * 16;
-    const F32x16 shift = broadcast((float)input_sums[(i / P) * stride]);
+    const F32x16 shift = broadcast(input_sums[(i / P) * stride]);
     const F32x16 exact = fma(span.zero[i % P], shift, as_floats(sum[i / P][i % P]));  // all three below 2^24
     store(at, fma(exact, span.scale[i % P], load(at)));
   });
 }
 
-template <Product product, int P>
-using AddSpan = void (*)(const InputOf<product>*, const Span<P>&, const int32_t*, int, float*);
+// The same over words; row r's inputs are times input_scales[r * stride]. Sums of whole numbers are exact, so few rows sum
+// in two chains, which do not wait for one another.
+template <Codes codes, int R, int P>
+void add_words(const int32_t* inputs, const Span<P>& span, const float* input_scales, int stride, float* total) {
+  constexpr int kPairs = kCodesPerWord<codes> / 2, kChains = R * P * kParts <= kMaxAccumulators / 2 ? 2 : 1;
+  I32x16 sum[kChains][R][P];
+  unrolled<kChains * R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    sum[i / (R * P)][i / P % R][i % P] = broadcast_word(0);
+  });
+  const int num_words = span.depth / kCodesPerWord<codes>;
+  for (int step = 0; step < num_words; ++step, inputs += kPairs * R) {
+    I32x16 words[P];
+    unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA {
+      __builtin_prefetch(span.codes[p] + step * 16 + kCodesAhead);
+      words[p] = load_words(span.codes[p] + step * 16);
+    });
+    unrolled<kPairs>([&](auto i) DISTLLM_INLINE_LAMBDA {
+      I32x16 weight[P];
+      unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { weight[p] = code_pairs<codes, i>(words[p], span.zero_pairs[p]); });
+      unrolled<R>([&](auto r) DISTLLM_INLINE_LAMBDA {
+        const int32_t x = inputs[i * R + r];
+        auto& chain = sum[i % kChains][r];
+        unrolled<P>([&](auto p) DISTLLM_INLINE_LAMBDA { chain[p] = dot_words(chain[p], weight[p], x); });
+      });
+    });
+  }
+  if constexpr (kChains == 2)
+    unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+      unrolled<kParts>([&](auto part) DISTLLM_INLINE_LAMBDA {
+        sum[0][i / P][i % P].part[part] += sum[1][i / P][i % P].part[part];
+      });
+    });
+  unrolled<R * P>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    float* const at = total + i * 16;
+    const F32x16 scale = span.scale[i % P] * broadcast(input_scales[(i / P) * stride]);
+    store(at, fma(as_floats(sum[0][i / P][i % P]), scale, load(at)));
+  });
+}
 
-template <Product product, int R, int P>
-void add_span(const InputOf<product>* inputs, const Span<P>& span, const int32_t* sums, int stride, float* total) {
+template <Product product, int P>
+using AddSpan = void (*)(const InputOf<product>*, const Span<P>&, const float*, int, float*);
+
+template <Product product, Codes codes, int R, int P>
+void add_span(const InputOf<product>* inputs, const Span<P>& span, [[maybe_unused]] const float* of_rows,
+              [[maybe_unused]] int stride, float* total) {
   if constexpr (product == Product::kByteDot)
-    add_bytes<R, P>(inputs, span, sums, stride, total);
+    add_bytes<R, P>(inputs, span, of_rows, stride, total);
+  else if constexpr (product == Product::kWordDot)
+    add_words<codes, R, P>(inputs, span, of_rows, stride, total);
   else
     add_widened<product, R, P>(inputs, span, total);
 }
 
-template <Product product, int P, int... R>
+template <Product product, Codes codes, int P, int... R>
 AddSpan<product, P> add_span_for(int rows, std::integer_sequence<int, R...>) {
-  static constexpr AddSpan<product, P> table[] = {add_span<product, R + 1, P>...};
+  static constexpr AddSpan<product, P> table[] = {add_span<product, codes, R + 1, P>...};
   return table[rows - 1];
 }
 
-template <Product product, int P>
+// Only words of codes are read by what depends on their kind.
+template <Product product, Codes codes, int P>
 AddSpan<product, P> add_span_for(int rows) {
-  return add_span_for<product, P>(rows, std::make_integer_sequence<int, kMaxTileRows<P>>{});
+  constexpr Codes kRead = product == Product::kWordDot ? codes : Codes::kInt8;
+  return add_span_for<product, kRead, P>(rows, std::make_integer_sequence<int, kMaxTileRows<P>>{});
 }
 
 }  // namespace distllm

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -33,6 +33,15 @@ DISTLLM_INLINE Floats native_min(Floats a, Floats b) { return (Floats)_mm512_mas
 DISTLLM_INLINE Floats native_round(Floats x) {
   return (Floats)_mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+#if defined(__AVX512VNNI__)
+DISTLLM_INLINE Words native_dot_words(Words sum, Words a, Words b) {
+  return (Words)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#else
+DISTLLM_INLINE Words native_dot_words(Words sum, Words a, Words b) {
+  return sum + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+#endif
 
 #elif defined(__AVX2__)
 
@@ -47,6 +56,9 @@ DISTLLM_INLINE Floats native_max(Floats a, Floats b) { return (Floats)_mm256_max
 DISTLLM_INLINE Floats native_min(Floats a, Floats b) { return (Floats)_mm256_min_ps(a, b); }
 DISTLLM_INLINE Floats native_round(Floats x) {
   return (Floats)_mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+DISTLLM_INLINE Words native_dot_words(Words sum, Words a, Words b) {
+  return sum + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 
 #else
@@ -64,6 +76,15 @@ DISTLLM_INLINE Floats native_round(Floats x) {  // |x| < 2^22
   const Floats shift = native_broadcast(12582912.0f);
   return (x + shift) - shift;
 }
+#if defined(__SSE2__)
+DISTLLM_INLINE Words native_dot_words(Words sum, Words a, Words b) {
+  return sum + (Words)_mm_madd_epi16((__m128i)a, (__m128i)b);
+}
+#else
+DISTLLM_INLINE Words native_dot_words(Words sum, Words a, Words b) {
+  return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+#endif
 
 #endif
 
@@ -215,7 +236,7 @@ DISTLLM_INLINE I32x16 load_bytes(const uint8_t* from) {
   });
   return result;
 }
-// The floats of whole numbers below 2^24.
+// The nearest floats of whole numbers.
 DISTLLM_INLINE F32x16 as_floats(const I32x16& x) {
   return each_part([&](auto i) DISTLLM_INLINE_LAMBDA { return __builtin_convertvector(x.part[i], Floats); });
 }
@@ -254,6 +275,25 @@ constexpr bool kHasBf16Dot = false;
 DISTLLM_INLINE F32x16 dot_pairs(const F32x16& sum, const Bf16Pairs&, int32_t) { return sum; }
 
 #endif
+
+// sum + low(w) * low(x) + high(w) * high(x) in each lane; `pair` holds one pair of int16, lower first.
+DISTLLM_INLINE I32x16 dot_words(I32x16 sum, const I32x16& w, int32_t pair) {
+  const Words all = Words{} + pair;
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA { sum.part[i] = native_dot_words(sum.part[i], w.part[i], all); });
+  return sum;
+}
+// Thirty-two signed bytes as pairs of int16.
+DISTLLM_INLINE I32x16 load_byte_pairs(const int8_t* from) {
+  typedef int8_t Bytes __attribute__((vector_size(kVectorBytes / 2)));
+  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes)));
+  Bytes bytes[kParts];
+  read_parts(bytes, from);
+  I32x16 result;
+  unrolled<kParts>([&](auto i) DISTLLM_INLINE_LAMBDA {
+    result.part[i] = (Words)__builtin_convertvector(bytes[i], Shorts);
+  });
+  return result;
+}
 
 #if defined(__AVX512VNNI__)
 

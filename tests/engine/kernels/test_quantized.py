@@ -110,7 +110,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(kernels: CpuKernels, na
     assert torch.equal(outs[0], outs[2])
 
 
-@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if scheme.dynamic_activations])
+@pytest.mark.parametrize("name", SCHEMES)
 def test_whole_number_products_have_equal_bits_on_every_level_with_fused_multiply_add(name: str) -> None:
     x, outs = random_matrix(7, 9, 640, torch.bfloat16), []
     tensor = quantize(random_matrix(8, 100, 640, torch.bfloat16), SCHEMES[name])

@@ -21,6 +21,8 @@ def meaning(rows: Tensor, codes: torch.dtype) -> Tensor:
     most = 127.0 if codes == torch.int8 else 448.0
     largest = rows.float().abs().amax(-1, keepdim=True)
     scaled = rows.float() * (torch.tensor(most) / largest)
+    if codes == torch.float8_e4m3fn:  # subnormal numbers are not stored
+        scaled = torch.where(scaled.abs() < 2**-6, (scaled * 64).round() / 64, scaled)
     stored = scaled.round() if codes == torch.int8 else scaled.to(codes)
     return stored.double() * (largest / most).double()
 
@@ -77,7 +79,7 @@ def test_attention_is_that_of_what_the_codes_mean(
     for window in (None, 17):
         call = AttentionCall(shape[2] ** -0.5, window)
         expected = exact(layer.query, keys, values, 0, call)
-        tolerance = 2e-5 if dtype == torch.float32 else 0.03
+        tolerance = (6e-5 if codes == torch.int8 else 2e-5) if dtype == torch.float32 else 0.03
         assert (layer.attend(0, LENGTH, call).double() - expected).abs().max() < tolerance * values.abs().max()
 
 
@@ -112,7 +114,7 @@ def test_the_reference_stores_the_same_codes(codes: torch.dtype) -> None:
     assert torch.equal(
         stored * kv[2].flatten(0, 1)[batch.slot_mapping][..., None], meaning(layer.keys, codes).float()
     )
-    assert (reference.attend(layer.query, kv, batch, call) - layer.attend(0, LENGTH, call)).abs().max() < 1e-4
+    assert (reference.attend(layer.query, kv, batch, call) - layer.attend(0, LENGTH, call)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("codes", CODES)
