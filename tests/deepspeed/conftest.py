@@ -17,13 +17,13 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(checkpoint_path())
 
 
-def make_decoder(seed: int = 0) -> LlamaForCausalLM:
-    """Two layers of 256 features, float32; its text is noise."""
+def make_decoder(seed: int = 0, hidden_size: int = 256, intermediate_size: int = 512) -> LlamaForCausalLM:
+    """Two layers, float32; its text is noise."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=2560,
-        hidden_size=256,
-        intermediate_size=512,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

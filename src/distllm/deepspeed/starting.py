@@ -1,5 +1,6 @@
 """Starts the engine of a checkpoint as a DeepSpeedConfig says, or says what would fit where it does not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.memory_advice import Devices, OutOfMemory, refusal
 from distllm.deepspeed.number_type import computed_dtype
 from distllm.deepspeed.refusal import InvalidOption
+from distllm.deepspeed.start_check import check_start
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.dtypes import DTYPE_BYTES, resolve_dtype
@@ -17,26 +19,36 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.launch import start_message
 from distllm.server.llm import LLM, offline_settings
 
+_FLAG = re.compile(r"(?<!\S)--([a-z][a-z-]*)")
+_FIELDS = {"max-model-len": "max_out_tokens", "model": "model", "quantization": "quantization_config"}
+"""The fields of flags that have another name."""
+
 
 def start_llm(path: Path, config: DeepSpeedConfig) -> LLM:
     """The engine of the checkpoint in `path`, ready.
 
-    Raises InvalidOption where the context is shorter than asked for, OutOfMemory, and what LLM raises.
+    Raises InvalidOption for what the model does not take, OutOfMemory, and what LLM raises.
     """
     options = _options(config)
-    engine_config = start_message(offline_settings(None, options), path).engine
+    engine_config = start_message(offline_settings(None, options), path, config.injection_policy).engine
+    check_start(path, engine_config)
     if _weights_exceed(path, engine_config) and (reason := _memory_refusal(path, engine_config)):
         raise OutOfMemory(reason)  # before the system kills what loads them
     try:
         llm = LLM(str(path), injection_policy=config.injection_policy, **options)
-    except EngineUnavailable:
+    except EngineUnavailable as error:
         if reason := _memory_refusal(path, engine_config):
             raise OutOfMemory(reason) from None
-        raise
+        raise EngineUnavailable(_in_our_names(error.reason)) from None
     if llm.info.max_model_len < config.min_out_tokens:
         llm.close()
         raise InvalidOption("min_out_tokens", f"cannot be had: the context is of {llm.info.max_model_len} tokens")
     return llm
+
+
+def _in_our_names(reason: str) -> str:
+    """What the engine says, with the names of fields in place of those of flags."""
+    return _FLAG.sub(lambda flag: _FIELDS.get(flag[1], flag[1].replace("-", "_")), reason)
 
 
 def _options(config: DeepSpeedConfig) -> dict[str, Any]:
