@@ -31,7 +31,7 @@ from distllm.scheduler.probation import Probation
 from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from distllm.scheduler.spawn import ENGINE_COMMAND, CannotSpawn, EngineProcess
 from distllm.scheduler.stats import EngineStats
-from distllm.scheduler.watchdog import kill_when_hung
+from distllm.scheduler.watchdog import kill_when_hung, kill_when_start_hangs
 
 logger = logging.getLogger("distllm.scheduler")
 
@@ -75,6 +75,7 @@ class EngineClient:
         self._deaths_without_progress = 0
         self._num_steps = 0  # of the present engine
         self._last_step_at = time.monotonic()
+        self._heard_s = self._last_step_at  # of an engine that loads
         self._smoothed_request_s = 1.0
         self.stats = EngineStats()
         self.loading: Loading | None = None
@@ -194,25 +195,34 @@ class EngineClient:
         while True:
             try:
                 self._process = await EngineProcess.spawn(self._next_start(), self._command)
-                end = await self._serve_with(self._process)
+                end, has_hung = await self._serve_with(self._process)
             except CannotSpawn as error:
-                end = str(error)
+                end, has_hung = str(error), False
             self._process = self._serving = None
-            if self._state == "failed" or not self._plan_restart(end):
+            if self._state == "failed" or not self._plan_restart(end, has_hung):
                 return
             await asyncio.sleep(min(_MAX_BACKOFF_S, 0.1 * 2 ** (self._deaths_without_progress - 1)))
 
-    async def _serve_with(self, process: EngineProcess) -> str:
-        """Receive from an engine until it has ended, and say how it did."""
-        watchdog = asyncio.create_task(
+    async def _serve_with(self, process: EngineProcess) -> tuple[str, bool]:
+        """Receive from an engine until it has ended: how it did, and whether because it hung while it started."""
+        self._heard_s = time.monotonic()
+        in_work = asyncio.create_task(
             kill_when_hung(process, lambda: self.seconds_since_progress, self._step_timeout_s)
+        )
+        in_start = asyncio.create_task(
+            kill_when_start_hangs(
+                process, lambda: self._serving is None, lambda: self._heard_s, self._step_timeout_s
+            )
         )
         try:
             with contextlib.suppress(ChannelClosed):
                 await self._receive_forever(process)
         finally:
-            watchdog.cancel()
-        return await process.describe_end()
+            in_work.cancel()
+            reason = in_start.result() if in_start.done() else None
+            in_start.cancel()
+        end = await process.describe_end()
+        return reason or end, reason is not None
 
     def _next_start(self) -> StartEngine:
         """A successor sums in the order of the first engine, so that sequences go on with the same bits."""
@@ -227,6 +237,7 @@ class EngineClient:
             message = await process.receive()
             match message:
                 case Loading():
+                    self._heard_s = time.monotonic()
                     self.loading = message
                     self._on_loading(message)
                 case Ready(info=info):
@@ -276,9 +287,12 @@ class EngineClient:
         duration_s = max(0.0, time.time() - live.request.arrival_s)
         self._smoothed_request_s += 0.1 * (min(duration_s, 600.0) - self._smoothed_request_s)
 
-    def _plan_restart(self, end: str) -> bool:
-        """After a death: single out a culprit, and say whether another engine shall be started."""
-        if self._state == "starting":
+    def _plan_restart(self, end: str, has_hung: bool) -> bool:
+        """After a death: single out a culprit, and say whether another engine shall be started.
+
+        One that dies in the first start would do so again; one that hung may not.
+        """
+        if self._state == "starting" and not has_hung:
             self._fail(f"the engine ended ({end}) while it loaded the model; is there memory enough for it?")
             return False
         self._deaths_without_progress += 1

@@ -1,14 +1,17 @@
 """An engine process without a model: `python -m tests.scheduler.fragile_engine FD`.
 
 What it is asked to load decides how it fails; so do prompts: a step that computes POISON ends the process, as does
-the second step of a sequence that starts with LATE_POISON, whether computed at once or anew.
+the second step of a sequence that starts with LATE_POISON, whether computed at once or anew. Asked to load a file
+that does not exist, it makes that and waits for a process that is stopped.
 """
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
@@ -46,6 +49,11 @@ def build(config: EngineConfig, on_progress: Progress, _on_lost: OnLost) -> Frag
         raise ValueError("this checkpoint is broken")
     if config.model == "deadly":
         os.kill(os.getpid(), signal.SIGKILL)
+    if (mark := Path(config.model)).is_absolute() and not mark.exists():
+        mark.touch()
+        rank = subprocess.Popen(["sleep", "60"])
+        os.kill(rank.pid, signal.SIGSTOP)
+        rank.wait()
     info = executor_info(num_blocks=256, block_size=4, max_model_len=400)
     info = replace(info, numerics=config.numerics or f"those of process {os.getpid()}")
     return FragileExecutor(info, dies_in_decode=config.model == "doomed")

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -176,6 +177,26 @@ async def test_an_engine_that_hangs_is_replaced() -> None:
         await freezing
         assert client.num_restarts == 1
     assert answers == [expected(request) for request in requests]
+
+
+async def test_an_engine_of_which_a_process_is_stopped_while_it_loads_is_replaced(tmp_path: Path) -> None:
+    async with ready_client(str(tmp_path / "was-here")) as client:
+        assert client.num_restarts == 1
+        assert await read(client, long_request(1)) == expected(long_request(1))
+
+
+async def test_an_engine_that_says_nothing_while_it_loads_is_replaced_until_that_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distllm.scheduler.client.MAX_DEATHS_WITHOUT_PROGRESS", 2)
+    silent = (sys.executable, "-c", "import time; time.sleep(60)")
+    client = EngineClient(
+        StartEngine(EngineConfig(model="fake"), SchedulerConfig()), command=silent, step_timeout_s=0.5
+    )
+    await client.start()
+    with pytest.raises(EngineUnavailable, match=r"ended 2 times in a row .nothing was heard of it"):
+        await client.wait_ready()
+    await client.stop()
 
 
 async def test_an_idle_engine_does_not_hang() -> None:
