@@ -8,10 +8,11 @@
           those of features 0, 2, 4, 6, 1, 3, 5, 7.                           (AutoAWQ, awq/utils/packing_utils.py)
   packed  weight_packed int32 [N, K / c], codes shifted to be unsigned; weight_scale [N, G]; weight_zero_point int32
           [N / c, G] or int8 [N, G]; weight_g_idx [K].                        (compressed-tensors, pack_quantized)
-  int8    weight int8 [N, K]; weight_scale [N, G]; weight_zero_point int8.    (compressed-tensors, naive_quantized)
-  fp8     weight e4m3 [N, K]; weight_scale one, [N] or [N, 1], or weight_scale_inv [N / b, K / b] of b x b blocks.
+  int8    weight int8 [N, K]; weight_scale as of fp8; weight_zero_point int8. (compressed-tensors, naive_quantized)
+  fp8     weight e4m3 [N, K]; weight_scale or weight_scale_inv one, [N], [N, G], or of blocks, the last partial.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -39,7 +40,7 @@ def read_weight(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) 
             case "int8":
                 return _read_int8(stored, fields, dtype)
             case "fp8":
-                return _read_fp8(fields, dtype)
+                return _read_fp8(stored, fields, dtype)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"its quantized tensors do not fit together: {error}") from None
 
@@ -70,22 +71,39 @@ def _read_packed(stored: StoredQuantization, fields: Fields, dtype: torch.dtype)
 def _read_int8(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
     codes = fields["weight"].view(torch.uint8) ^ 0x80
     zeros = fields.get("weight_zero_point")
-    scales = _scales(fields["weight_scale"]).expand(len(codes), -1).contiguous()
+    scales = _spread(_scales(fields["weight_scale"]), codes.shape, stored.block)
     if zeros is not None:
-        zeros = (zeros.to(torch.int16) + MIDDLE["int8"]).to(torch.uint8).view(-1, 1).expand(scales.shape)
+        zeros = _spread((zeros.to(torch.int16) + MIDDLE["int8"]).to(torch.uint8), codes.shape, stored.block)
     return QuantizedTensor(codes, scales, _unless_middle(zeros, 8), "int8", dtype, is_dynamic=stored.is_dynamic)
 
 
-def _read_fp8(fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
+def _read_fp8(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
     weight = fields["weight"]
-    num_rows, in_features = weight.shape
     scales = fields["weight_scale_inv"] if "weight_scale_inv" in fields else fields["weight_scale"]
-    scales = _scales(scales.reshape(-1, 1) if scales.dim() < 2 else scales)
-    rows_each = -(-num_rows // len(scales))
-    scales = scales.repeat_interleave(rows_each, dim=0)[:num_rows].contiguous()
-    if in_features % scales.shape[1]:
-        raise ValueError(f"blocks of scales do not divide its {in_features} inputs")
-    return QuantizedTensor(weight.view(torch.uint8), scales, None, "fp8", dtype)
+    spread = _spread(_scales(scales), weight.shape, stored.block)
+    return QuantizedTensor(weight.view(torch.uint8), spread, None, "fp8", dtype)
+
+
+def _spread(values: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> Tensor:
+    """One value, one a row, or one a block, as [N, G] of equal groups of inputs: the largest that fit all blocks.
+
+    blocks of 128 x 128 over [576, 160]:  values [5, 2] -> [576, 5], rows 128 128 128 128 64, inputs 4 x 32 and 32
+    """
+    num_rows, in_features = shape
+    if values.numel() == 1:
+        return values.reshape(1, 1).repeat(num_rows, 1)
+    if tuple(values.shape) in ((num_rows,), (num_rows, 1)):
+        return values.reshape(num_rows, 1)
+    if block is None and len(values) == num_rows and in_features % values.shape[1] == 0:
+        return values
+    if block is None or tuple(values.shape) != (-(-num_rows // block[0]), -(-in_features // block[1])):
+        raise ValueError(
+            f"scales {list(values.shape)} do not fit a weight {list(shape)}"
+            + ("" if block is None else f" in blocks of {block[0]} x {block[1]}")
+        )
+    group_size = in_features if values.shape[1] == 1 else math.gcd(in_features, block[1])
+    of_rows = values.repeat_interleave(block[0], dim=0)[:num_rows]
+    return of_rows.repeat_interleave(-(-block[1] // group_size), dim=1)[:, : in_features // group_size].contiguous()
 
 
 def _grouped(
@@ -138,6 +156,8 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 
 
 def _scales(scales: Tensor) -> Tensor:
+    if not scales.is_floating_point():
+        raise ValueError(f"scales of {str(scales.dtype).removeprefix('torch.')} are not known how to read")
     return (scales if scales.dtype == torch.bfloat16 else scales.float()).contiguous()
 
 

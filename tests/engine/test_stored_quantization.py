@@ -53,6 +53,7 @@ FORMATS: dict[str, tuple[Packer, dict[str, Any]]] = {
     "fp8 a channel": (fp8(None), compressed_config("float-quantized", _FP8)),
     "fp8 a tensor": (fp8(None, is_tensor=True), {"quant_method": "fp8", "activation_scheme": "dynamic"}),
     "fp8 a block": (fp8(32), {"quant_method": "fp8", "weight_block_size": [32, 32]}),
+    "fp8 a partial block": (fp8(64), {"quant_method": "fp8", "weight_block_size": [64, 64]}),
 }
 
 
