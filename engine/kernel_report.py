@@ -1,30 +1,28 @@
 """Finds what would run each module of a checkpoint, by building its model without weights.
 
-`python -m distllm.engine.kernel_report` reads an EngineConfig as JSON and prints the table as JSON: a program of
+`python -m distllm.engine.kernel_report` reads an Examination as JSON and prints the table as JSON: a program of
 its own, so that `distllm plan` need not import torch.
 """
-
-from pathlib import Path
 
 import torch
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.child_program import answer
 from distllm.engine.compute import choose_compute
-from distllm.engine.config import EngineConfig
-from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.dtypes import resolve_dtype
-from distllm.engine.examination import KernelReport, KernelRow
+from distllm.engine.examination import Examination, KernelReport, KernelRow
 from distllm.engine.injection.kernel_table import Kernels, kernel_table
 from distllm.engine.injection.probe import discover_layers
 from distllm.engine.loading import build_on_meta, load_config
 from distllm.engine.quantization.family import quantization_name
+from distllm.engine.rehearsal import open_examined
 
 
-def report(config: EngineConfig) -> list[KernelRow]:
-    """The table for `config.model`. Raises CheckpointError or ValueError."""
-    checkpoint = open_for_rank(Path(config.model))
+def report(examination: Examination) -> list[KernelRow]:
+    """The table of the checkpoint in question. Raises CheckpointError or ValueError."""
+    config = examination.config
+    checkpoint = open_examined(examination)
     device = resolve_device(config.device)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype)
@@ -42,4 +40,4 @@ def report(config: EngineConfig) -> list[KernelRow]:
 
 
 if __name__ == "__main__":
-    answer(EngineConfig, lambda config: KernelReport(report(config)), (CheckpointError, ValueError))
+    answer(Examination, lambda question: KernelReport(report(question)), (CheckpointError, ValueError))

@@ -120,7 +120,8 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     lane = open_lane(config, device, is_stored_quantized=checkpoint.quantization is not None)
     host = device if lane is None else torch.device("cpu")
     stages = StageLog(*(0, 1) if group is None else (group.rank, group.size))
-    model, sharding = _load(checkpoint, config, dtype, host, group)
+    rank_of_size = None if group is None else (group.rank, group.size)
+    model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size)
     stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
@@ -171,15 +172,20 @@ def _pool_need(
     )
 
 
-def _load(
-    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+def load_part(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    rank_of_size: tuple[int, int] | None,
 ) -> tuple[PreTrainedModel, Sharding | None]:
+    """The whole model, or what one rank of several holds. Raises CheckpointError or CannotDivide."""
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-    if group is None:
+    if rank_of_size is None:
         return load_weights(checkpoint, model, dtype, device), None
     unit = _inner_unit(checkpoint, config.quantization)
-    sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
+    sharding = plan_sharding(model, *rank_of_size, blocks, unit)
     shrink(model, sharding)
     return load_weights(checkpoint, model, dtype, device, sharding.parts), sharding
 

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from distllm.engine.quantization.stored import StoredQuantization
-from distllm.engine.quantization.tensor import MIDDLE, CodeFormat, QuantizedTensor, pack_halves, unpack_halves
+from distllm.engine.quantization.tensor import (
+    GROUP_MULTIPLE,
+    MIDDLE,
+    CodeFormat,
+    QuantizedTensor,
+    pack_halves,
+    unpack_halves,
+)
 
 Fields = Mapping[str, Tensor]
 
@@ -28,21 +35,41 @@ _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def read_weight(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
-    """The weight that `fields` hold, standing for one of `dtype`. Raises ValueError where they disagree."""
+    """The weight that `fields` hold, standing for one of `dtype`. Raises ValueError where they disagree.
+
+    Fields on the meta device give a weight there: what shapes alone can tell, no order of inputs.
+    """
     try:
-        match stored.format:
-            case "gptq":
-                return _read_gptq(stored, fields, dtype)
-            case "awq":
-                return _read_awq(fields, dtype)
-            case "packed":
-                return _read_packed(stored, fields, dtype)
-            case "int8":
-                return _read_int8(stored, fields, dtype)
-            case "fp8":
-                return _read_fp8(stored, fields, dtype)
-    except (KeyError, RuntimeError) as error:
+        tensor = _read(stored, fields, dtype)
+    except KeyError as error:
+        raise ValueError(f"there is no {error.args[0]} among its tensors") from None
+    except RuntimeError as error:
         raise ValueError(f"its quantized tensors do not fit together: {error}") from None
+    _check_groups(tensor)
+    return tensor
+
+
+def _read(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
+    match stored.format:
+        case "gptq":
+            return _read_gptq(stored, fields, dtype)
+        case "awq":
+            return _read_awq(fields, dtype)
+        case "packed":
+            return _read_packed(stored, fields, dtype)
+        case "int8":
+            return _read_int8(stored, fields, dtype)
+        case "fp8":
+            return _read_fp8(stored, fields, dtype)
+
+
+def _check_groups(tensor: QuantizedTensor) -> None:
+    group_size, rest = divmod(tensor.in_features, tensor.num_groups)
+    if rest or (tensor.num_groups > 1 and group_size % GROUP_MULTIPLE):
+        raise ValueError(
+            f"its {tensor.num_groups} groups do not divide its {tensor.in_features} inputs into multiples of "
+            f"{GROUP_MULTIPLE}"
+        )
 
 
 def _read_gptq(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
@@ -57,8 +84,11 @@ def _read_awq(fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
 
 
 def _read_packed(stored: StoredQuantization, fields: Fields, dtype: torch.dtype) -> QuantizedTensor:
-    num_rows, in_features = (int(size) for size in fields["weight_shape"])
-    codes = _bytes_of(fields["weight_packed"])[:, : in_features * stored.bits // 8]
+    words = fields["weight_packed"]
+    shape = fields["weight_shape"]
+    whole = torch.Size((len(words), words.shape[1] * 32 // stored.bits))
+    num_rows, in_features = whole if shape.is_meta else (int(size) for size in shape)
+    codes = _bytes_of(words)[:, : in_features * stored.bits // 8]
     zeros = fields.get("weight_zero_point")
     if zeros is not None and zeros.dtype == torch.int32:
         zeros = _unpacked(_bytes_of(zeros.T), stored.bits)[:, :num_rows].T
@@ -115,7 +145,10 @@ def _grouped(
     group_of_input: Tensor | None = None,
 ) -> QuantizedTensor:
     """Codes uint8 [N, bytes], scales and zeros [N, G], with inputs sorted by group where they are not."""
-    order = None if group_of_input is None else _input_order(group_of_input)
+    if len(scales) != len(codes) or (zeros is not None and zeros.shape != scales.shape):
+        found = "" if zeros is None else f" and zero points {list(zeros.shape)}"
+        raise ValueError(f"scales {list(scales.shape)}{found} do not fit {len(codes)} features [features, groups]")
+    order = None if group_of_input is None else _input_order(group_of_input, scales.shape[1])
     if order is not None:
         codes = _packed(_unpacked(codes, bits)[:, order], bits)
     return QuantizedTensor(
@@ -123,15 +156,20 @@ def _grouped(
     )
 
 
-def _input_order(group_of_input: Tensor) -> Tensor | None:
+def _input_order(group_of_input: Tensor, num_groups: int) -> Tensor | None:
     """Inputs by their groups, None where they lie so already."""
+    if group_of_input.is_meta:
+        return None
     groups = group_of_input.long()
+    counts = groups.bincount(minlength=num_groups) if int(groups.min()) >= 0 else groups
+    if bool((counts != len(groups) // num_groups).any()):
+        raise ValueError(f"its inputs do not make {num_groups} groups of one size")
     return None if bool((groups.diff() >= 0).all()) else groups.argsort(stable=True)
 
 
 def _unless_middle(zeros: Tensor | None, bits: int) -> Tensor | None:
     """None where all zero points are the middle: such a weight is symmetric."""
-    if zeros is None or bool((zeros == MIDDLE[_code_format(bits)]).all()):
+    if zeros is None or zeros.is_meta or bool((zeros == MIDDLE[_code_format(bits)]).all()):
         return None
     return zeros.to(torch.uint8).contiguous()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.examination import Examination, KernelRow
 from distllm.engine.factory import build_executor
 from distllm.engine.forward import ModelForward
 from distllm.engine.injection.fused import FusedAttention, FusedGatedMLP, FusedRMSNorm
@@ -16,10 +17,14 @@ from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.test_forward import KINDS
 
 
+def table(config: EngineConfig) -> list[KernelRow]:
+    return report(Examination(config=config, headers=None))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_names_as_fused_what_the_engine_fuses(checkpoint: Callable[[str], Path], kind: str) -> None:
     config = EngineConfig(model=str(checkpoint(kind)), device="cpu", num_threads=1, max_model_len=64, num_blocks=8)
-    told = {row.modules for row in report(config) if row.runs_on.startswith("fused")}
+    told = {row.modules for row in table(config) if row.runs_on.startswith("fused")}
     executor = build_executor(config, lambda *_: None)
     forward = executor.runner.forward  # type: ignore[attr-defined]
     assert isinstance(forward, ModelForward)
@@ -33,7 +38,7 @@ def test_the_table_names_as_fused_what_the_engine_fuses(checkpoint: Callable[[st
 
 def test_where_something_faster_is_thinkable_the_table_says_why_not(checkpoint: Callable[[str], Path]) -> None:
     config = EngineConfig(model=str(checkpoint("gpt2")), device="cpu", num_threads=1)
-    rows = {row.modules: row for row in report(config)}
+    rows = {row.modules: row for row in table(config)}
     attention, norm = rows["transformer.h.*.attn"], rows["transformer.h.*.ln_1"]
     assert (attention.kind, attention.count, attention.reason) == (
         "GPT2Attention",
@@ -41,11 +46,11 @@ def test_where_something_faster_is_thinkable_the_table_says_why_not(checkpoint: 
         "no policy for GPT2Attention",
     )
     assert (norm.count, norm.reason) == (3, "no policy for LayerNorm")
-    plain = report(replace(config, attention_backend="reference"))
+    plain = table(replace(config, attention_backend="reference"))
     assert {row.reason for row in plain if row.runs_on == "torch"} == {"plain torch was asked for", ""}
 
 
 def test_quantized_weights_go_by_their_scheme(checkpoint: Callable[[str], Path]) -> None:
     config = EngineConfig(model=str(checkpoint("llama")), device="cpu", quantization=QuantizationConfig(bits=8))
-    (head,) = [row for row in report(config) if row.modules == "lm_head"]
+    (head,) = [row for row in table(config) if row.modules == "lm_head"]
     assert "w8" in head.runs_on

@@ -16,11 +16,13 @@ from distllm.engine.architecture import examine
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.examination import Examination
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
 from distllm.engine.plan import memory_plan
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
+from distllm.engine.rehearsal import rehearse
 from tests.engine.quantization.other_formats import (
     Packer,
     awq,
@@ -145,6 +147,33 @@ def test_the_plan_counts_weights_as_they_are_stored(checkpoint: Callable[[str], 
     assert plan.num_parameters == dense.num_parameters
     assert plan.weight_bytes == pytest.approx(load(packed, dtype="float32").info.weight_bytes, rel=0.1)
     assert plan.quantization == "compressed-tensors-w4"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_rehearsed_without_reading_it(
+    checkpoint: Callable[[str], Path], tmp_path: Path, name: str, ranks: int
+) -> None:
+    packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS[name])
+    opened = open_checkpoint(packed)
+    (packed / "model.safetensors").unlink()
+    config = EngineConfig(model=str(packed), device="cpu", tensor_parallel_size=ranks)
+    for rehearsed in rehearse(Examination.of(opened, config)):
+        assert all(parameter.is_meta for parameter in rehearsed.model.parameters())
+
+
+def test_scales_that_do_not_fit_are_refused_alike_when_planning_and_loading(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS["gptq"])
+    tensors = load_file(packed / "model.safetensors")
+    scales = "model.layers.0.mlp.down_proj.scales"
+    save_file(tensors | {scales: tensors[scales][:-1].contiguous()}, packed / "model.safetensors")
+    reason = r"model\.safetensors: model\.layers\.0\.mlp\.down_proj: scales \[64, 2\] and zero points \[64, 3\]"
+    with pytest.raises(CheckpointError, match=reason):
+        load(packed)
+    with pytest.raises(CheckpointError, match=reason):
+        list(rehearse(Examination.of(open_checkpoint(packed), EngineConfig(model=str(packed), device="cpu"))))
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
