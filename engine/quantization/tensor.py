@@ -134,12 +134,17 @@ class QuantizedTensor:
         )
 
 
+def go_together(parts: Sequence[QuantizedTensor]) -> bool:
+    """Whether they may be rows of one tensor."""
+    return all(parts[0].goes_with(part) for part in parts[1:])
+
+
 def concatenate(parts: Sequence[QuantizedTensor], *, are_of_one: bool = False) -> QuantizedTensor:
     """Their rows one after the other; all must go with the first, or be rows of one tensor."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    assert are_of_one or all(first.goes_with(part) for part in parts)
+    assert are_of_one or go_together(parts)
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return replace(
         first,
