@@ -1,5 +1,6 @@
 """Gives the modules of a model the quantized weights of a checkpoint, read when they are packed or first used."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from distllm.engine.quantization.formats import read_weight
 from distllm.engine.quantization.stored import FIELDS, StoredQuantization
 from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
 from distllm.engine.quantization.weight import QuantizedWeight
+
+logger = logging.getLogger("distllm.engine")
 
 _MERGES = frozenset({"MergeModulelist", "Concatenate"})
 
@@ -115,6 +118,11 @@ def attach_stored_weights(
     quantization = checkpoint.quantization
     if quantization is None:
         return set()
+    if quantization.keeps_inputs and device.type != "meta":
+        logger.warning(
+            "%s asks for inputs rounded in a way that is not known here; they stay as they are",
+            checkpoint.path,
+        )
     layers = quantized_layers(checkpoint, quantization)
     if not layers:
         raise CheckpointError(

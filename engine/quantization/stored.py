@@ -43,8 +43,8 @@ class StoredQuantization:
     """How the quantized weights of a checkpoint are stored. `bits` is 4 or 8.
 
     `zero_shift` is what is added to a stored zero point: GPTQ's first format stores one less. `is_dynamic` asks for
-    inputs rounded to eight bits. `block` is of how many output features and inputs a scale is, where scales are of
-    blocks; the last of each may be partial.
+    inputs rounded to eight bits; `keeps_inputs` says that they should be rounded as nothing here does, and are not.
+    `block` is of how many output features and inputs a scale is, where scales are of blocks; the last may be partial.
     """
 
     method: str
@@ -52,6 +52,7 @@ class StoredQuantization:
     bits: int
     zero_shift: int = 0
     is_dynamic: bool = False
+    keeps_inputs: bool = False
     block: tuple[int, int] | None = None
 
     @property
@@ -104,11 +105,13 @@ def _parse_group(config: Mapping[str, Any], group: Mapping[str, Any]) -> StoredQ
     if form == "int8" and inputs:
         _check(inputs.get("num_bits") == 8, f"activations of {inputs.get('num_bits')} bits")
         _check(bool(inputs.get("dynamic")), "activations whose scales are fixed beforehand")
+    is_dynamic = form == "int8" and bool(inputs) and (inputs or {}).get("symmetric", True) is True
     return StoredQuantization(
         method="compressed-tensors",
         format=form,
         bits=bits,
-        is_dynamic=form == "int8" and bool(inputs),
+        is_dynamic=is_dynamic,
+        keeps_inputs=form != "fp8" and bool(inputs) and not is_dynamic,
         block=_block(weights.get("block_structure")) if weights.get("strategy") == "block" else None,
     )
 

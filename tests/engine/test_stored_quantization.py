@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,52 @@ def test_a_quantized_checkpoint_is_not_quantized_again(checkpoint: Callable[[str
     packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS["gptq"])
     with pytest.raises(QuantizationError, match=r"is quantized already \(gptq-w4\) and cannot be quantized again"):
         load(packed, quantization=QuantizationConfig.named("int8"))
+
+
+def test_gptq_settings_in_a_file_of_their_own_are_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    packer, config = FORMATS["gptq"]
+    packed, _ = write(checkpoint("llama"), tmp_path, packer, config)
+    expected = compute(load(packed), [45])
+    document = json.loads((packed / "config.json").read_text())
+    settings = document.pop("quantization_config")
+    del settings["quant_method"]
+    (packed / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"quantized weights \(.*qweight\) and neither .* says how"):
+        open_checkpoint(packed)
+    (packed / "quantize_config.json").write_text(json.dumps(settings))
+    assert torch.equal(compute(load(packed), [45]), expected)
+
+
+def test_a_quantization_config_that_is_no_object_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint("llama"), tmp_path, dirs_exist_ok=True)
+    document = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"is quantized as \[1\], where an object should stand"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [("W4A16", _DYNAMIC), ("W8A8", _DYNAMIC | {"symmetric": False})],
+    ids=["W4A8", "W8A8 with zero points"],
+)
+def test_inputs_that_cannot_be_rounded_as_asked_stay_and_the_log_says_so(
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    inputs: dict[str, Any],
+) -> None:
+    packer, config = FORMATS[name]
+    weights = config["config_groups"]["group_0"]["weights"]
+    packed, meant = write(
+        checkpoint("llama"), tmp_path, packer, compressed_config(config["format"], weights, inputs)
+    )
+    logits = compute(load(packed, dtype="float32"), [45])
+    assert (logits - plain(meant)).abs().max() < 1e-4
+    assert [record for record in caplog.records if "they stay as they are" in record.message]
 
 
 @pytest.mark.parametrize(
