@@ -1,7 +1,7 @@
 """What serving an architecture means, found from a checkpoint's config.json alone by building it without weights.
 
-`python -m distllm.engine.architecture` reads a directory as JSON and prints it so: a program of its own,
-so that `distllm plan` need not import torch.
+`python -m distllm.engine.architecture` reads an Examination as JSON, rehearses what would be loaded, and prints the
+figures so: a program of its own, so that `distllm plan` need not import torch.
 """
 
 from pathlib import Path
@@ -10,9 +10,10 @@ import torch
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, read_json
 from distllm.engine.child_program import answer
-from distllm.engine.examination import Architecture
+from distllm.engine.examination import Architecture, Examination
 from distllm.engine.injection.probe import discover_layers
 from distllm.engine.loading import build_on_meta, load_config
+from distllm.engine.rehearsal import rehearse
 
 
 def examine(path: Path) -> Architecture:
@@ -32,5 +33,13 @@ def examine(path: Path) -> Architecture:
     )
 
 
+def examine_all(examination: Examination) -> Architecture:
+    """The figures, once nothing speaks against loading the weights. Raises CheckpointError or ValueError."""
+    architecture = examine(Path(examination.config.model))
+    for _ in rehearse(examination):
+        pass
+    return architecture
+
+
 if __name__ == "__main__":
-    answer(str, lambda path: examine(Path(path)), (CheckpointError,))
+    answer(Examination, examine_all, (CheckpointError, ValueError))

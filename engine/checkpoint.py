@@ -16,7 +16,9 @@ from distllm.engine.quantization.stored import StoredQuantization, UnreadableQua
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+GPTQ_CONFIG_NAME = "quantize_config.json"
 MAX_HEADER_BYTES = 100_000_000
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPE_BITS: Mapping[str, int] = {
@@ -94,9 +96,11 @@ class Checkpoint:
     def quantization(self) -> StoredQuantization | None:
         """How its weights are quantized. Raises UnreadableQuantization, unless describe_checkpoint made it."""
         for config in (self.config, self.text_config):
-            stored = config.get("quantization_config") or config.get("compression_config")
+            stored = next((config[name] for name in _QUANTIZATION_KEYS if config.get(name)), None)
             if isinstance(stored, dict):
                 return parse_quantization(stored)
+            if stored:
+                raise UnreadableQuantization(f"{stored!r}, where an object should stand")
         return None
 
     @property
@@ -116,8 +120,8 @@ def describe_checkpoint(path: Path, tensors: Iterable[StoredTensor]) -> Checkpoi
 
     Raises CheckpointError.
     """
-    config = read_json(path / "config.json")
     by_name = {tensor.name: tensor for tensor in tensors}
+    config = _with_quantization(path, read_json(path / "config.json"), by_name)
     if not by_name:
         raise CheckpointError(f"{path} holds no tensors")
     checkpoint = Checkpoint(path, config, by_name)
@@ -126,6 +130,19 @@ def describe_checkpoint(path: Path, tensors: Iterable[StoredTensor]) -> Checkpoi
     except UnreadableQuantization as error:
         raise CheckpointError(f"{path} is quantized as {error}") from None
     return checkpoint
+
+
+def _with_quantization(path: Path, config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`config`, with what AutoGPTQ once wrote into a file of its own. Raises CheckpointError."""
+    coded = next((name for name in names if name.endswith(".qweight")), None)
+    nested = config.get("text_config")
+    places = [config, nested] if isinstance(nested, dict) else [config]
+    if coded is None or any(place.get(name) for place in places for name in _QUANTIZATION_KEYS):
+        return config
+    if not (path / GPTQ_CONFIG_NAME).is_file():
+        files = f"neither config.json's quantization_config nor {GPTQ_CONFIG_NAME}"
+        raise CheckpointError(f"{path} has quantized weights ({coded}) and {files} says how")
+    return {**config, "quantization_config": {"quant_method": "gptq", **read_json(path / GPTQ_CONFIG_NAME)}}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Programs of the engine that answer in JSON, so that whoever asks need not import torch."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,9 +50,15 @@ def ask(
 
 
 def answer(kind: type[Question], work: Callable[[Question], object], refused: tuple[type[Exception], ...]) -> None:
-    """The other side of `ask`: do the work that stdin asks for. An error of the `refused` kinds is a Refusal."""
+    """The other side of `ask`: do the work that stdin asks for. An error of the `refused` kinds is a Refusal.
+
+    What libraries print meanwhile goes to stderr.
+    """
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     try:
         result = work(msgspec.json.decode(sys.stdin.buffer.read(), type=kind))
     except refused as error:
         result = Refusal(str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(result))
+    with os.fdopen(stdout, "wb") as file:
+        file.write(msgspec.json.encode(result))

@@ -6,35 +6,29 @@ not import torch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distllm.engine.batch import build_step_tensors
-from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.child_program import answer
-from distllm.engine.config import EngineConfig
 from distllm.engine.evaluation_report import Evaluation, EvaluationRequest
-from distllm.engine.executor.local import LocalExecutor
-from distllm.engine.factory import build_executor
-from distllm.engine.interface import BLOCK_SIZE, BlockId, SequenceChunk, SequenceId
-from distllm.engine.pool_size import OutOfMemory
-
-Predict = Callable[[Sequence[int]], Tensor]
-"""Logits after each token of a window: float32 [num_tokens, vocab_size]."""
+from distllm.engine.predictor import LOADING_ERRORS, Predict, predictor, separate_predictor
 
 _ROWS_AT_ONCE = 256
 
 
 def evaluate(request: EvaluationRequest) -> Evaluation:
     """Load the models and run every window. Raises what loading raises, and ValueError for another vocabulary."""
-    model = _load(request.model, request.windows)
+    max_tokens = max(map(len, request.windows))
     if request.against is None:
-        return score(model, None, request.windows)
-    return score(model, _load(request.against, request.windows), request.windows)
+        with predictor(request.model, max_tokens) as model:
+            return score(model, None, request.windows)
+    has_ranks = request.against.tensor_parallel_size != 1
+    load = separate_predictor if has_ranks else predictor
+    with load(request.against, max_tokens) as against, predictor(request.model, max_tokens) as model:
+        return score(model, against, request.windows)
 
 
 @torch.inference_mode()
@@ -69,21 +63,5 @@ def _scores(own: Tensor, other: Tensor, targets: Tensor) -> Iterator[tuple[float
         )
 
 
-def _load(config: EngineConfig, windows: Sequence[Sequence[int]]) -> Predict:
-    num_blocks = -(-max(map(len, windows)) // BLOCK_SIZE)
-    sized = replace(config, num_blocks=num_blocks, max_model_len=num_blocks * BLOCK_SIZE)
-    executor = build_executor(sized, lambda _activity, _fraction: None)
-    assert isinstance(executor, LocalExecutor)
-    table = [BlockId(block) for block in range(num_blocks)]
-    runner = executor.runner
-
-    def predict(window: Sequence[int]) -> Tensor:
-        blocks = table[: -(-len(window) // BLOCK_SIZE)]
-        chunk = SequenceChunk(SequenceId(0), window, 0, blocks, None)
-        return runner.forward(build_step_tensors([chunk], range(len(window))))
-
-    return predict
-
-
 if __name__ == "__main__":
-    answer(EvaluationRequest, evaluate, (CheckpointError, OutOfMemory, ValueError))
+    answer(EvaluationRequest, evaluate, LOADING_ERRORS)

@@ -22,7 +22,7 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
-    config = replace(config, tensor_parallel_size=_num_ranks(config))
+    config = replace(config, tensor_parallel_size=num_ranks(config))
     check_offload(config, config.device)
     if config.tensor_parallel_size != 1:
         return start_tensor_parallel(config, on_progress, on_lost)
@@ -36,8 +36,8 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
     return LocalExecutor(runner, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))
 
 
-def _num_ranks(config: EngineConfig) -> int:
-    """As many as asked for, else one a CUDA device."""
+def num_ranks(config: EngineConfig) -> int:
+    """How many share the model: as many as asked for, else one a CUDA device."""
     if config.tensor_parallel_size is not None:
         return config.tensor_parallel_size
     return 1 if config.device == "cpu" else max(1, num_cuda_devices())

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from distllm.engine.checkpoint import (
+    GPTQ_CONFIG_NAME,
     INDEX_NAME,
     WEIGHTS_NAME,
     Checkpoint,
@@ -38,6 +39,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SMALL_FILES = [
     "config.json",
     "generation_config.json",
+    GPTQ_CONFIG_NAME,
     INDEX_NAME,
     "tokenizer*",
     "special_tokens_map.json",
@@ -104,7 +106,8 @@ def inspect(model: str, revision: str | None = None) -> Checkpoint:
     if directory.exists() or not _HUB_NAME.fullmatch(model):
         return open_for_rank(resolve(model, revision))
     with _one_line_errors(model, revision):
-        directory = Path(snapshot_download(model, revision=revision, allow_patterns=["config.json", INDEX_NAME]))
+        described = ["config.json", GPTQ_CONFIG_NAME, INDEX_NAME]
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=described))
         files = _weight_files(directory)
         if all((directory / file).is_file() for file in files):
             return open_checkpoint(_check_directory(directory))

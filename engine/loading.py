@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError
 from distllm.engine.config_check import check_config
+from distllm.engine.contentless import ContentlessSlice
 from distllm.engine.conversion.rank_checkpoint import RankCheckpoint
 from distllm.engine.distributed.quantized_parts import find_all_parts
 from distllm.engine.distributed.sharding import Part
@@ -92,7 +93,8 @@ def load_weights(
     What is stored quantized stays so. On a CPU, tensors that are stored as `dtype` stay views of the mapped files:
     nothing is read before it is used.
     `parts` says of which parameters the model holds only a part. `leaves_unread` puts an UnreadWeight in the place
-    of each weight that would be copied. Raises CheckpointError.
+    of each weight that would be copied. On the meta device nothing is read, and what names and shapes tell against
+    the checkpoint is found all the same. Raises CheckpointError.
     """
     load_config = LoadStateDictConfig(
         device_map={"": str(device)},
@@ -105,13 +107,14 @@ def load_weights(
             held = _parts_to_take(checkpoint, model, parts or {})
             unread = leave_unread(model, checkpoint.in_files, dtype, held) if leaves_unread else set()
             quantized = attach_stored_weights(model, checkpoint, dtype, device, held)
-            stored = take_parts(model, _open_tensors(checkpoint, files, unread | quantized), held)
+            stored = take_parts(model, _open_tensors(checkpoint, files, unread | quantized, device), held)
             info, _ = convert_and_load_state_dict_in_model(model, stored, load_config)
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} cannot be loaded: {_explain(error)}") from None
         _check_complete(checkpoint, model, info)
         type(model)._finalize_model_loading(model, load_config, info)
-    _check_nothing_on_meta(checkpoint, model)
+    if device.type != "meta":
+        _check_nothing_on_meta(checkpoint, model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
@@ -133,8 +136,13 @@ def _no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _open_tensors(checkpoint: Checkpoint, files: ExitStack, left_out: Collection[str]) -> dict[str, Any]:
-    """Every other stored tensor as a slice of its mapped file, read when it is indexed."""
+def _open_tensors(
+    checkpoint: Checkpoint, files: ExitStack, left_out: Collection[str], device: torch.device
+) -> dict[str, Any]:
+    """Every other stored tensor as a slice of its mapped file, read when it is indexed; without one on meta."""
+    if device.type == "meta":
+        kept = checkpoint.tensors.items()
+        return {name: ContentlessSlice(tensor) for name, tensor in kept if name not in left_out}
     mapped = {
         shard: files.enter_context(safe_open(shard, framework="pt", device="cpu", backend="mmap"))
         for shard in checkpoint.shards

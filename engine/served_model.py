@@ -117,7 +117,9 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
     on_progress("reading the checkpoint", 0.0)
     stages = StageLog(rank, size)
     host = device if lane is None else torch.device("cpu")
-    model, sharding = _load(checkpoint, config, dtype, host, group, compute.kernels is not None or lane is not None)
+    rank_of_size = None if group is None else (rank, size)
+    leaves_unread = compute.kernels is not None or lane is not None
+    model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
     stages.loaded(model, sharding)
     layers = discover_layers(model)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
@@ -180,21 +182,25 @@ def _pool_need(
     )
 
 
-def _load(
+def load_part(
     checkpoint: Checkpoint,
     config: EngineConfig,
     dtype: torch.dtype,
     device: torch.device,
-    group: RankGroup | None,
-    leaves_unread: bool,
+    rank_of_size: tuple[int, int] | None,
+    *,
+    leaves_unread: bool = False,
 ) -> tuple[PreTrainedModel, Sharding | None]:
-    """The model with this rank's weights; with `leaves_unread` those that would be copied wait for their turn."""
+    """The whole model, or what one rank of several holds. Raises CheckpointError or CannotDivide.
+
+    With `leaves_unread` the weights that would be copied wait for their turn.
+    """
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-    if group is None:
+    if rank_of_size is None:
         return load_weights(checkpoint, model, dtype, device, leaves_unread=leaves_unread), None
     unit = inner_unit(checkpoint, config.quantization)
-    sharding = plan_sharding(model, group.rank, group.size, blocks, unit)
+    sharding = plan_sharding(model, *rank_of_size, blocks, unit)
     shrink(model, sharding)
     model = load_weights(checkpoint, model, dtype, device, sharding.parts, leaves_unread=leaves_unread)
     leave_to_first_rank(model, sharding)

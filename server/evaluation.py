@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,11 @@ from distllm.server.tokenizer import Tokenizer
 
 _NUM_STORIES = 100
 _STORY_END = "<|endoftext|>"
+_REMEDY = "compare models with one tokenizer, or measure the perplexity of each without --against"
+
+
+class VocabulariesDiffer(Exception):
+    """Predictions of two models that mean different tokens by the same ids cannot be compared."""
 
 
 def print_evaluation(settings: Settings, against: str | None, text: Path | None, window: int) -> int:
@@ -33,9 +38,15 @@ def print_evaluation(settings: Settings, against: str | None, text: Path | None,
         checkpoint = find_checkpoint(settings)
         config = start_message(settings, checkpoint).engine
         reference = None if against is None else _as_stored(config, resolve(against, None))
-        windows = asyncio.run(_windows(Tokenizer.load(checkpoint), _texts(text), window))
+        tokenizer, texts = Tokenizer.load(checkpoint), _texts(text)
+        windows = asyncio.run(_windows(tokenizer, texts, window))
+        if reference is not None:
+            other = Tokenizer.load(Path(reference.model))
+            _check_vocabularies(tokenizer.vocabulary, other.vocabulary, (model_name(settings), reference.model))
+            if windows != asyncio.run(_windows(other, texts, window)):
+                raise VocabulariesDiffer(f"both models cut the text into different tokens; {_REMEDY}")
         result = run_evaluation(EvaluationRequest(config, reference, windows))
-    except (ModelNotFound, CheckpointError, TokenizerError) as error:
+    except (ModelNotFound, CheckpointError, TokenizerError, VocabulariesDiffer) as error:
         result = Refusal(str(error))
     if isinstance(result, Refusal):
         sys.stderr.write(f"distllm: {result.reason}\n")
@@ -60,6 +71,19 @@ def report(result: Evaluation, name: str, against: str | None) -> list[str]:
 
 def _as_stored(config: EngineConfig, path: Path) -> EngineConfig:
     return replace(config, model=str(path), quantization=None, kv_cache_dtype="auto")
+
+
+def _check_vocabularies(own: Mapping[str, int], other: Mapping[str, int], names: tuple[str, str]) -> None:
+    """Raises VocabulariesDiffer, naming a token."""
+    for token in sorted(own.keys() | other.keys()):
+        ids = (own.get(token), other.get(token))
+        if ids[0] != ids[1]:
+            told = ", ".join(
+                f"{'none' if number is None else number} in {name}" for number, name in zip(ids, names, strict=True)
+            )
+            raise VocabulariesDiffer(
+                f"the models have different vocabularies: token {token!r} is {told}; {_REMEDY}"
+            )
 
 
 def _texts(path: Path | None) -> list[str]:

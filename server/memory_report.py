@@ -12,7 +12,8 @@ from distllm.engine.hub import ModelNotFound, inspect
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.offload.forecast import OffloadForecast
 from distllm.engine.plan import MemoryPlan, memory_plan
-from distllm.server.config import QUANTIZATION_OPTIONS, InvalidSettings, ModelSection, Settings
+from distllm.server.commands.setting_flags import flags_of
+from distllm.server.config import InvalidSettings, Settings
 from distllm.server.launch import start_message
 
 _CONTEXT_LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -25,7 +26,7 @@ def print_plan(settings: Settings, context_length: int | None, with_kernels: boo
     try:
         checkpoint = _inspect(settings)
         config = start_message(settings, checkpoint.path).engine
-        plan = memory_plan(checkpoint, examine_architecture(checkpoint), config)
+        plan = memory_plan(checkpoint, examine_architecture(checkpoint, config), config)
         rows = examine_kernels(checkpoint, config) if with_kernels else []
     except (ModelNotFound, CheckpointError, ValueError) as error:
         sys.stderr.write(f"distllm: {error}\n")
@@ -56,30 +57,9 @@ def _inspect(settings: Settings) -> Checkpoint:
 
 
 def _command(settings: Settings) -> str:
-    """How to serve what was planned; the flags of offloading decide whether it fits, so they are said again."""
-    engine = settings.engine
-    model = settings.model
-    words = ["distllm", "serve", *([model.model] if model.model else []), *_quantization_flags(model)]
-    if engine.offload != "none":
-        words += ["--offload", engine.offload]
-    if engine.offload_dir is not None:
-        words += ["--offload-dir", str(engine.offload_dir)]
-    if engine.weights_memory is not None:
-        words += ["--weights-memory", f"{engine.weights_memory:g}"]
-    return shlex.join(words)
-
-
-def _quantization_flags(model: ModelSection) -> list[str]:
-    flags: list[str] = []
-    for name in QUANTIZATION_OPTIONS:
-        value, flag = getattr(model, name), name.replace("_", "-")
-        if value == ModelSection.model_fields[name].default:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", str(value)]
-    return flags
+    """How to serve what was planned, every setting that is not its default said again."""
+    sections = (settings.model, settings.scheduler, settings.engine)
+    return shlex.join(["distllm", "serve", *(word for section in sections for word in flags_of(section))])
 
 
 def report(plan: MemoryPlan, context_length: int | None) -> list[str]:

@@ -78,6 +78,12 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         return None if self._template is None else self._template.source
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token as the tokenizer spells it, and its id."""
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def special_token(self, role: str) -> str | None:
         """The text of the token that plays a role: bos, eos, pad or unk."""
         token = getattr(self._tokenizer, f"{role}_token")

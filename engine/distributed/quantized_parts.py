@@ -40,7 +40,7 @@ _LAYOUTS: Mapping[StoredFormat, Mapping[str, tuple[_Axis, ...]]] = {
         "weight_zero_point": (_N_WORDS, _G),
         "weight_g_idx": (_K,),
     },
-    "int8": {"weight": (_N, _K), "weight_scale": (_N, _G), "weight_zero_point": (_N, _G)},
+    "int8": {"weight": (_N, _K), "weight_scale": (_N_BLOCKS, _G), "weight_zero_point": (_N_BLOCKS, _G)},
     "fp8": {"weight": (_N, _K), "weight_scale": (_N_BLOCKS, _G), "weight_scale_inv": (_N_BLOCKS, _G)},
 }
 """The dimensions of each field; what is not named is whole on every rank."""
@@ -130,8 +130,11 @@ class _Divided:
             return length
         if axis in (_N_WORDS, _K_WORDS):
             return 32 // self._quantization.bits if dtype == "I32" else 1
-        if axis is _N_BLOCKS and self._quantization.block_rows is not None:
-            return self._quantization.block_rows
+        block = self._quantization.block
+        if block is not None and axis in (_N_BLOCKS, _G):
+            side = block[axis is _G]
+            if size == -(-length // side):  # the last block may be partial
+                return side
         return -(-length // size)
 
     def _entries(self, axis: _Axis, per_entry: int) -> tuple[tuple[int, int], ...]:

@@ -73,6 +73,11 @@ class TensorParallelExecutor:
     def info(self) -> ExecutorInfo:
         return self._local.info
 
+    @property
+    def runner(self) -> ModelRunner:
+        """Runs steps over all ranks."""
+        return self._local.runner
+
     def submit(self, step: StepInput) -> "Future[StepOutput]":
         """Run the step on all ranks. What goes wrong is the future's exception."""
         return self._local.submit(step)

@@ -5,32 +5,39 @@ Asks the policies by which the injector replaces modules, on a model without con
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.examination import KernelRow
 from distllm.engine.injection.policies import (
     GATED_ACTIVATIONS,
     RMS_NORM,
     has_experts,
+    has_gated_activation,
     is_activation,
-    is_router,
+    is_packed,
     why_not_fused_attention,
     why_not_fused_mlp,
 )
 from distllm.engine.injection.probe import DiscoveredLayer
 
+_APART = "its projections are stored in different ways"
+
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What the table needs to know of the engine. `missing` says why there are no compiled kernels, if so."""
+    """What the table needs to know of the engine. `missing` says why there are no compiled kernels, if so.
+
+    `weights` says by a module's name how its weight is kept. `apart` are modules whose projections cannot be packed
+    as one.
+    """
 
     attention: str
-    weights: str
+    weights: Mapping[str, str]
+    apart: Collection[str]
     missing: str | None
 
 
@@ -44,39 +51,49 @@ def _describe(
     model: PreTrainedModel, layers: Sequence[DiscoveredLayer], kernels: Kernels
 ) -> Iterator[tuple[str, str, str, str]]:
     attending = {id(layer.module): layer for layer in layers}
+    fused = ""
+    found: tuple[str, str] | None
     for name, module in model.named_modules():
-        found = _attention(attending[id(module)], kernels) if id(module) in attending else _other(module, kernels)
+        if id(module) in attending:
+            found = _attention(name, attending[id(module)], kernels)
+        elif has_gated_activation(module):
+            found = _mlp(name, module, kernels)
+            fused = "" if found[1] else f"{name}."
+        elif is_activation(module) and fused and name.startswith(fused):
+            continue  # part of the fused MLP
+        else:
+            found = _other(name, module, kernels)
         if found is not None:
             yield (re.sub(r"\b\d+\b", "*", name), type(module).__name__, *found)
 
 
-def _attention(layer: DiscoveredLayer, kernels: Kernels) -> tuple[str, str]:
+def _attention(name: str, layer: DiscoveredLayer, kernels: Kernels) -> tuple[str, str]:
     reason = kernels.missing or why_not_fused_attention(layer.module, layer.shape.key_dim == layer.shape.value_dim)
+    if name in kernels.apart:
+        reason = reason or _APART
     if reason is None:
         return f"fused q, k, v and rotary; {kernels.attention}", ""
     return f"transformers; {kernels.attention}", reason
 
 
-def _other(module: nn.Module, kernels: Kernels) -> tuple[str, str] | None:
+def _mlp(name: str, module: nn.Module, kernels: Kernels) -> tuple[str, str]:
+    reason = kernels.missing or why_not_fused_mlp(module) or (_APART if name in kernels.apart else None)
+    if reason is not None:
+        return "transformers", reason
+    return f"fused gate and up; {GATED_ACTIVATIONS[type(module.act_fn).__name__]}", ""
+
+
+def _other(name: str, module: nn.Module, kernels: Kernels) -> tuple[str, str] | None:
     """None for a module that only holds others, or nothing that takes time."""
-    name = type(module).__name__
-    if has_experts(module):
-        return _with_kernels(f"{kernels.weights}, one expert after the other", kernels)
-    if isinstance(module, nn.Linear | Conv1D) or is_router(module):
-        return _with_kernels(kernels.weights, kernels)
+    kind = type(module).__name__
+    weight = kernels.weights.get(name, "")
+    if has_experts(module) or is_packed(module):
+        how = f"{weight}, one expert after the other" if has_experts(module) else weight
+        return (how, "") if kernels.missing is None else (f"torch, {weight}", kernels.missing)
     if isinstance(module, nn.Embedding):
-        return "torch: looks rows up", ""
-    if name in RMS_NORM:
-        return _with_kernels("fused norm", kernels)
-    if "Norm" in name:
-        return "torch", kernels.missing or f"no policy for {name}"
-    if hasattr(module, "act_fn") and hasattr(module, "down_proj"):
-        reason = kernels.missing or why_not_fused_mlp(module)
-        if reason is not None:
-            return "transformers", reason
-        return f"fused gate and up; {GATED_ACTIVATIONS[type(module.act_fn).__name__]}", ""
-    return ("torch", "") if is_activation(module) else None
-
-
-def _with_kernels(runs_on: str, kernels: Kernels) -> tuple[str, str]:
-    return (runs_on, "") if kernels.missing is None else ("torch", kernels.missing)
+        return f"rows of {weight}" if weight else "torch: looks rows up", ""
+    if kind in RMS_NORM:
+        return ("fused norm", "") if kernels.missing is None else ("torch", kernels.missing)
+    if "Norm" in kind or isinstance(module, nn.Linear):
+        return "torch", kernels.missing or f"no policy for {kind}"
+    return ("torch", kernels.missing or f"no kernel for {kind} alone") if is_activation(module) else None

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from distllm.engine.injection.mapped_pages import MappedPages
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, pack_experts, register_experts
 from distllm.engine.injection.packed_weight import PackedWeight, Panels
-from distllm.engine.injection.policies import has_experts, is_router, projections_to_fuse
+from distllm.engine.injection.policies import has_experts, is_packed, projections_to_fuse
 from distllm.engine.injection.quantizing import Schemes
 from distllm.engine.injection.unread_weight import UnreadWeight
 from distllm.engine.injection.weights import Weight, weight_of, weights_of
@@ -20,7 +20,7 @@ from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.quantized import pack_quantized
 from distllm.engine.quantization.config import WeightScheme
 from distllm.engine.quantization.quantizer import quantize
-from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
+from distllm.engine.quantization.tensor import QuantizedTensor, concatenate, go_together
 from distllm.engine.quantization.weight import QuantizedWeight
 
 OnPacked = Callable[[Sequence[nn.Module], Panels], None]
@@ -83,10 +83,8 @@ class _WeightPacker:
             self._pack(head)
         for module in self._model.modules():
             self._pack_together(projections_to_fuse(module))
-            if isinstance(module, Conv1D):
-                self._pack(module, is_transposed=True)
-            elif type(module) is nn.Linear or is_router(module):
-                self._pack(module)
+            if is_packed(module):
+                self._pack(module, is_transposed=isinstance(module, Conv1D))
             elif has_experts(module):
                 pack_experts(module, partial(self._pack_expert, module))
         for module in self._schemes:
@@ -137,7 +135,7 @@ class _WeightPacker:
             return None
         else:
             parts = [_quantized(each, scheme) for each in read]
-            if not all(parts[0].goes_with(part) for part in parts[1:]):
+            if not go_together(parts):
                 return None
             panels = pack_quantized(self._kernels, concatenate(parts))
         for weight in dense:

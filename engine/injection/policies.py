@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.kernels.ops import NormStyle
 
@@ -123,6 +124,16 @@ def is_activation(module: nn.Module) -> bool:
     """Whether `module` is an elementwise function without parameters."""
     kind = type(module)
     return kind.__module__ == "transformers.activations" or kind in (nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh)
+
+
+def has_gated_activation(module: nn.Module) -> bool:
+    """Whether `module` is an MLP with an activation of its own; experts are none."""
+    return hasattr(module, "act_fn") and hasattr(module, "down_proj") and not has_experts(module)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether the kernels multiply with the weight of `module`."""
+    return isinstance(module, Conv1D) or type(module) is nn.Linear or is_router(module)
 
 
 def is_router(module: nn.Module) -> bool:

@@ -1,25 +1,31 @@
 """Gives the modules of a model the quantized weights of a checkpoint, read when they are packed or first used."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from distllm.engine.checkpoint import Checkpoint, CheckpointError, StoredTensor
+from distllm.engine.contentless import empty_like
 from distllm.engine.distributed.sharding import Part
 from distllm.engine.injection.packed_experts import EXPERTS_NAME, register_experts
 from distllm.engine.quantization.formats import read_weight
 from distllm.engine.quantization.stored import FIELDS, StoredQuantization
 from distllm.engine.quantization.tensor import QuantizedTensor, concatenate
 from distllm.engine.quantization.weight import QuantizedWeight
+
+logger = logging.getLogger("distllm.engine")
 
 _MERGES = frozenset({"MergeModulelist", "Concatenate"})
 
@@ -75,14 +81,18 @@ class _Reader:
         return tensor.to(self.device)
 
     def _read_part(self, part: StoredPart) -> QuantizedTensor:
-        fields = {}
-        for field, tensor in part.fields.items():
-            with safe_open(tensor.shard, framework="pt", device="cpu") as file:
-                fields[field] = file.get_tensor(tensor.name)
+        fields = {field: self._read_field(tensor) for field, tensor in part.fields.items()}
         try:
             return read_weight(self.quantization, fields, self.dtype)
         except ValueError as error:
-            raise CheckpointError(f"{part.layer}: {error}") from None
+            shard = next(iter(part.fields.values())).shard
+            raise CheckpointError(f"{shard}: {part.layer}: {error}") from None
+
+    def _read_field(self, tensor: StoredTensor) -> Tensor:
+        if self.device.type == "meta":
+            return empty_like(tensor)
+        with safe_open(tensor.shard, framework="pt", device="cpu") as file:
+            return cast(Tensor, file.get_tensor(tensor.name))
 
 
 def _take(layer: str, tensor: QuantizedTensor, held: Part) -> QuantizedTensor:
@@ -108,6 +118,11 @@ def attach_stored_weights(
     quantization = checkpoint.quantization
     if quantization is None:
         return set()
+    if quantization.keeps_inputs and device.type != "meta":
+        logger.warning(
+            "%s asks for inputs rounded in a way that is not known here; they stay as they are",
+            checkpoint.path,
+        )
     layers = quantized_layers(checkpoint, quantization)
     if not layers:
         raise CheckpointError(

@@ -12,12 +12,11 @@ from torch.nn import functional
 from distllm.engine.kernels.checks import DTYPE_CODES, check_bias, check_indices, check_output, check_rows
 from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.packed import Bf16Variant
-from distllm.engine.quantization.tensor import CodeFormat, QuantizedTensor
+from distllm.engine.quantization.tensor import GROUP_MULTIPLE, CodeFormat, QuantizedTensor
 
 _FORMATS: dict[CodeFormat, int] = {"int8": 0, "int4": 1, "fp8": 2}  # as quantized.h numbers them
 _PRODUCTS: dict[Bf16Variant, int] = {"fma": 0, "dot": 1}  # as quantized_span.h numbers them
 _PANEL_WIDTH = 16
-_DEPTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +58,10 @@ class QuantizedPanels:
 
 def pack_quantized(kernels: CpuKernels, tensor: QuantizedTensor) -> QuantizedPanels:
     """The panels of `tensor`. Raises ValueError where its groups are no multiple of eight inputs."""
-    if tensor.num_groups > 1 and tensor.in_features // tensor.num_groups % _DEPTH_MULTIPLE:
+    if tensor.num_groups > 1 and tensor.in_features // tensor.num_groups % GROUP_MULTIPLE:
         raise ValueError(
             f"weight: groups of {tensor.in_features // tensor.num_groups} inputs have no kernel; they must be a "
-            f"multiple of {_DEPTH_MULTIPLE}"
+            f"multiple of {GROUP_MULTIPLE}"
         )
     return QuantizedPanels(
         _pack_codes(kernels, tensor.codes, 4 if tensor.format == "int4" else 8),
@@ -121,7 +120,7 @@ def quantized_rows(panels: QuantizedPanels, ids: Tensor) -> Tensor:
 
 def _pack_codes(kernels: CpuKernels, codes: Tensor, bits: int) -> Tensor:
     """uint8 [N, bytes of K codes] -> [panels, words, 16, 4]."""
-    bytes_multiple = _DEPTH_MULTIPLE * bits // 8
+    bytes_multiple = GROUP_MULTIPLE * bits // 8
     padded = functional.pad(codes, (0, -codes.shape[1] % bytes_multiple, 0, -codes.shape[0] % _PANEL_WIDTH))
     words = padded.view(-1, _PANEL_WIDTH, padded.shape[1] // 4, 4).transpose(1, 2)
     return kernels.empty(*words.shape, dtype=torch.uint8).copy_(words)

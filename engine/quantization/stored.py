@@ -5,6 +5,7 @@ Formats and their sources:
   awq                 AutoAWQ: bits, group_size, version gemm
   compressed-tensors  format pack-quantized, int-quantized, naive-quantized or float-quantized, and config_groups
   fp8                 Hugging Face's fine-grained FP8 and vLLM's: weight_block_size where scales are of blocks
+                      (none: 128 by 128)
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ _COMPRESSED: Mapping[str, StoredFormat] = {
     "float-quantized": "fp8",
 }
 
+_FP8_BLOCK = (128, 128)
+
 
 class UnreadableQuantization(ValueError):
     """A quantized checkpoint that cannot be read; the message says which property it is."""
@@ -40,7 +43,8 @@ class StoredQuantization:
     """How the quantized weights of a checkpoint are stored. `bits` is 4 or 8.
 
     `zero_shift` is what is added to a stored zero point: GPTQ's first format stores one less. `is_dynamic` asks for
-    inputs rounded to eight bits. `block_rows` output features share a row of scales where these are of blocks.
+    inputs rounded to eight bits; `keeps_inputs` says that they should be rounded as nothing here does, and are not.
+    `block` is of how many output features and inputs a scale is where scales are of blocks, the last one partial.
     """
 
     method: str
@@ -48,7 +52,8 @@ class StoredQuantization:
     bits: int
     zero_shift: int = 0
     is_dynamic: bool = False
-    block_rows: int | None = None
+    keeps_inputs: bool = False
+    block: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -73,7 +78,8 @@ def parse_quantization(config: Mapping[str, Any]) -> StoredQuantization:
         case "compressed-tensors":
             return _parse_compressed(config)
         case "fp8":
-            return StoredQuantization(method="fp8", format="fp8", bits=8, block_rows=_block_rows(config))
+            block = _block(config.get("weight_block_size", _FP8_BLOCK))
+            return StoredQuantization(method="fp8", format="fp8", bits=8, block=block)
     raise UnreadableQuantization(f"{method}; known are gptq, awq, compressed-tensors and fp8")
 
 
@@ -99,8 +105,14 @@ def _parse_group(config: Mapping[str, Any], group: Mapping[str, Any]) -> StoredQ
     if form == "int8" and inputs:
         _check(inputs.get("num_bits") == 8, f"activations of {inputs.get('num_bits')} bits")
         _check(bool(inputs.get("dynamic")), "activations whose scales are fixed beforehand")
+    is_dynamic = form == "int8" and bool(inputs) and (inputs or {}).get("symmetric", True) is True
     return StoredQuantization(
-        method="compressed-tensors", format=form, bits=bits, is_dynamic=form == "int8" and bool(inputs)
+        method="compressed-tensors",
+        format=form,
+        bits=bits,
+        is_dynamic=is_dynamic,
+        keeps_inputs=form != "fp8" and bool(inputs) and not is_dynamic,
+        block=_block(weights.get("block_structure")) if weights.get("strategy") == "block" else None,
     )
 
 
@@ -110,13 +122,17 @@ def _values(groups: object) -> list[Mapping[str, Any]]:
     return values
 
 
-def _block_rows(config: Mapping[str, Any]) -> int | None:
-    size = config.get("weight_block_size")
+def _block(size: object) -> tuple[int, int] | None:
+    """From a pair, or as "128x128"; None where there is none."""
     if size is None:
         return None
-    is_pair = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    _check(is_pair, f"fp8 with a weight_block_size of {size!r}")
-    return int(size[0])
+    sides = size.split("x") if isinstance(size, str) else size
+    try:
+        rows, columns = map(int, sides)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        rows = columns = 0
+    _check(rows > 0 and columns > 0, f"blocks of {size!r}; known is a pair of whole numbers")
+    return rows, columns
 
 
 def _bits(config: Mapping[str, Any], *known: int) -> int:

@@ -1,5 +1,6 @@
 """What a quantized weight is, before any kernel packs it: codes, scales and zero points as plain tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,6 +13,9 @@ CodeFormat = Literal["int8", "int4", "fp8"]
 
 MIDDLE = {"int8": 128, "int4": 8, "fp8": 0}
 """The code of zero where there are no zero points."""
+
+GROUP_MULTIPLE = 8
+"""Inputs of which a group has a multiple, where there are several: the kernels read so many at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,16 +62,37 @@ class QuantizedTensor:
         return concatenate([self.rows(start, stop) for start, stop in spans], are_of_one=True)
 
     def take_columns(self, spans: Sequence[tuple[int, int]]) -> "QuantizedTensor":
-        """Inputs of several spans [start, stop). Raises ValueError where they cut a group, or inputs are sorted."""
-        group = self.in_features // self.num_groups if self.num_groups > 1 else 2
+        """Inputs of several spans [start, stop). A group that they cut becomes smaller ones, of the same scale.
+
+        Raises ValueError where a piece would be of no multiple of GROUP_MULTIPLE inputs, or inputs are sorted.
+        """
         if self.input_order is not None:
             raise ValueError("its inputs are sorted by their groups (desc_act), so that they cannot be divided")
-        if any(bound % group for span in spans for bound in span):
-            raise ValueError(f"groups of {group} inputs would be cut")
+        if self.num_groups > 1:
+            return self._in_groups_within(spans)._take_groups(spans)
+        if any(bound % 2 for span in spans for bound in span):
+            raise ValueError("an odd number of its inputs would be taken")
+        return self._take_groups(spans)
+
+    def _in_groups_within(self, spans: Sequence[tuple[int, int]]) -> "QuantizedTensor":
+        """The same weight in the largest groups that no span cuts."""
+        whole = self.in_features // self.num_groups
+        group = math.gcd(whole, *(bound for span in spans for bound in span))
+        if group == whole:
+            return self
+        if group % GROUP_MULTIPLE:
+            raise ValueError(f"groups of {whole} inputs would be cut into pieces of {group}")
+        scales = self.scales.repeat_interleave(whole // group, dim=1)
+        zeros = None if self.zeros is None else self.zeros.repeat_interleave(whole // group, dim=1)
+        return replace(self, scales=scales, zeros=zeros)
+
+    def _take_groups(self, spans: Sequence[tuple[int, int]]) -> "QuantizedTensor":
+        """Inputs of spans that cut no group."""
         per_byte = 2 if self.format == "int4" else 1
         codes = [self.codes[:, start // per_byte : stop // per_byte] for start, stop in spans]
         if self.num_groups == 1:
             return replace(self, codes=torch.cat(codes, dim=1))
+        group = self.in_features // self.num_groups
         bounds = [slice(start // group, stop // group) for start, stop in spans]
         zeros = None if self.zeros is None else torch.cat([self.zeros[:, part] for part in bounds], dim=1)
         scales = torch.cat([self.scales[:, part] for part in bounds], dim=1)
@@ -109,12 +134,17 @@ class QuantizedTensor:
         )
 
 
+def go_together(parts: Sequence[QuantizedTensor]) -> bool:
+    """Whether they may be rows of one tensor."""
+    return all(parts[0].goes_with(part) for part in parts[1:])
+
+
 def concatenate(parts: Sequence[QuantizedTensor], *, are_of_one: bool = False) -> QuantizedTensor:
     """Their rows one after the other; all must go with the first, or be rows of one tensor."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    assert are_of_one or all(first.goes_with(part) for part in parts)
+    assert are_of_one or go_together(parts)
     zeros = [part.zeros for part in parts if part.zeros is not None]
     return replace(
         first,

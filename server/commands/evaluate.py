@@ -13,7 +13,8 @@ examples:
   distllm eval ./quantized --against ./my-checkpoint --text novel.txt --window 1024
 
 Settings are those of the first model; the other is taken as it is stored. Without --text, stories that the embedded
-model never saw are read. Both models must share one vocabulary, and are in memory at once.
+model never saw are read. Both models must share one vocabulary, and are in memory at once, each over as many ranks
+as --tensor-parallel-size says.
 """
 
 

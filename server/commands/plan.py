@@ -13,7 +13,8 @@ examples:
   distllm plan ./my-checkpoint --kv-cache-memory 8   with 8 GiB of KV cache
   distllm plan ./my-checkpoint --kernels             what runs each module, and why nothing faster
 
-Exit status: 0 if the architecture can be served and fits, 1 if not. Weights and tokenizer are checked by serve.
+Exit status: 0 if it can be served and fits, 1 if not. Names and shapes of the weights are checked as serve does;
+their contents and the tokenizer by serve alone.
 """
 
 _SECTIONS = ("model", "scheduler", "engine")

@@ -26,6 +26,28 @@ def read_settings(arguments: argparse.Namespace, used: Sequence[str] = ()) -> Se
     return load_settings(flags, config or None, used=used)
 
 
+def flags_of(section: Section) -> list[str]:
+    """The words that set what differs from its default in `section`; the model comes without a flag."""
+    words: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if value == field.get_default(call_default_factory=True):
+            continue
+        flag = _flag(name)
+        if name == "model":
+            words.append(value)
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        else:
+            for each in value if is_repeatable(field) else [value]:
+                words += [flag, str(each).removesuffix(".0")]
+    return words
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     """One flag. Nothing is set where it is not given, so that the environment and the file can speak."""
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
@@ -38,7 +60,7 @@ def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
         options |= {"action": "append", "metavar": "KEY" if name == "api_key" else "NAME"}
     elif isinstance(field.default, str):
         options["choices"] = get_args(field.annotation) or None
-    group.add_argument("--" + name.replace("_", "-"), **options)
+    group.add_argument(_flag(name), **options)
 
 
 def _help(field: FieldInfo) -> str:

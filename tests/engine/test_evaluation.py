@@ -1,7 +1,9 @@
 """Perplexity and divergence against numbers made by hand, and what quantization costs the embedded model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.embedded.held_out import held_out_texts
-from distllm.engine.evaluation import score
+from distllm.engine.evaluation import evaluate, score
 from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, run_evaluation
 from distllm.engine.quantization.config import QuantizationConfig
 
@@ -72,6 +74,15 @@ def test_quantization_costs_the_embedded_model_little(options: dict[str, int], m
     assert result.perplexity < (1 + most) * result.reference_perplexity
     assert 0 < result.divergence < most
     assert 0.95 < result.agreement < 1
+
+
+def test_a_model_over_ranks_is_compared_with_the_whole_one(checkpoint: Callable[[str], Path]) -> None:
+    whole = EngineConfig(model=str(checkpoint("llama")), device="cpu", dtype="float32", num_threads=1)
+    windows = [list(range(5, 45)), [7, 3, 9]]
+    result = evaluate(EvaluationRequest(whole, replace(whole, tensor_parallel_size=2), windows))
+    assert result.reference_perplexity == pytest.approx(result.perplexity, rel=1e-4)
+    assert result.divergence == pytest.approx(0, abs=1e-6)
+    assert result.agreement == 1.0
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line() -> None:

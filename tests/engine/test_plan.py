@@ -1,6 +1,7 @@
 """The plan made from files alone agrees with what the engine finds once the model is loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 from transformers import BloomConfig, FalconConfig, MambaConfig, PreTrainedConfig
 
-from distllm.engine.architecture import examine
+from distllm.engine.architecture import examine, examine_all
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
-from distllm.engine.examination import examine_architecture
+from distllm.engine.examination import Examination, examine_architecture
 from distllm.engine.factory import build_executor
 from distllm.engine.plan import MemoryPlan, memory_plan
 from distllm.engine.pool_size import OutOfMemory
@@ -24,8 +25,11 @@ GIB = 1 << 30
 
 
 def plan_of(path: Path, free_bytes: int = GIB, **options: Any) -> MemoryPlan:
-    config = EngineConfig(model=str(path), device="cpu", **options)
-    return memory_plan(open_checkpoint(path), examine(path), config, free_bytes)
+    return memory_plan(open_checkpoint(path), examine(path), config_of(path, **options), free_bytes)
+
+
+def config_of(path: Path, **options: Any) -> EngineConfig:
+    return EngineConfig(model=str(path), device="cpu", **options)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -155,12 +159,46 @@ def test_architectures_are_examined_by_a_process_of_its_own(
     tmp_path: Path, checkpoint: Callable[[str], Path]
 ) -> None:
     path = checkpoint("llama")
-    assert examine_architecture(open_checkpoint(path)) == examine(path)
+    assert examine_architecture(open_checkpoint(path), config_of(path)) == examine(path)
     config = json.loads((path / "config.json").read_text()) | {"model_type": "bloom"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="BloomForCausalLM cannot be served"):
-        examine_architecture(open_checkpoint(tmp_path))
+        examine_architecture(open_checkpoint(tmp_path), config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"group_size": 64}, r"group_size 64 does not divide the 96 inputs of model\.layers\.0\.mlp\.down_proj"),
+        (
+            {"group_size": 32, "ranks": 2, "kind": "qwen3"},
+            r"does not divide the 48 inputs of .*o_proj",
+        ),
+        ({"group_size": 32, "ranks": 5}, "4 attention heads cannot be divided over 5 ranks"),
+    ],
+)
+def test_what_serving_would_refuse_to_quantize_or_divide_is_refused_before(
+    checkpoint: Callable[[str], Path], options: dict[str, Any], reason: str
+) -> None:
+    path = checkpoint(options.get("kind", "llama"))
+    quantization = QuantizationConfig(bits=4, group_size=options["group_size"])
+    config = config_of(path, quantization=quantization, tensor_parallel_size=options.get("ranks", 1))
+    with pytest.raises((CheckpointError, ValueError), match=reason):
+        examine_all(Examination.of(open_checkpoint(path), config))
+
+
+def test_weights_that_do_not_fit_the_config_are_found_by_their_headers(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    path = checkpoint("llama")
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((path / "config.json").read_text()) | {"intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = open_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()  # as those of a hub name, of which headers alone are fetched
+    with pytest.raises(CheckpointError, match=r"has shape \(.*\), config.json asks for"):
+        examine_all(Examination.of(opened, config_of(tmp_path)))
 
 
 def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
@@ -174,7 +212,7 @@ def test_planning_needs_no_torch(checkpoint: Callable[[str], Path]) -> None:
         "from distllm.engine.generation import load_generation_defaults\n"
         "config = EngineConfig(model=sys.argv[1], device='cpu')\n"
         "checkpoint = open_checkpoint(Path(config.model))\n"
-        "assert memory_plan(checkpoint, examine_architecture(checkpoint), config).num_blocks > 0\n"
+        "assert memory_plan(checkpoint, examine_architecture(checkpoint, config), config).num_blocks > 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(checkpoint("llama"))], check=True, timeout=60)

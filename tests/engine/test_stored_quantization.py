@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from distllm.engine.architecture import examine
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
+from distllm.engine.examination import Examination
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId
 from distllm.engine.plan import memory_plan
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationError
+from distllm.engine.rehearsal import rehearse
 from tests.engine.quantization.other_formats import (
     Packer,
     awq,
@@ -53,6 +56,7 @@ FORMATS: dict[str, tuple[Packer, dict[str, Any]]] = {
     "fp8 a channel": (fp8(None), compressed_config("float-quantized", _FP8)),
     "fp8 a tensor": (fp8(None, is_tensor=True), {"quant_method": "fp8", "activation_scheme": "dynamic"}),
     "fp8 a block": (fp8(32), {"quant_method": "fp8", "weight_block_size": [32, 32]}),
+    "fp8 a partial block": (fp8(64), {"quant_method": "fp8", "weight_block_size": [64, 64]}),
 }
 
 
@@ -146,10 +150,83 @@ def test_the_plan_counts_weights_as_they_are_stored(checkpoint: Callable[[str], 
     assert plan.quantization == "compressed-tensors-w4"
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_rehearsed_without_reading_it(
+    checkpoint: Callable[[str], Path], tmp_path: Path, name: str, ranks: int
+) -> None:
+    packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS[name])
+    opened = open_checkpoint(packed)
+    (packed / "model.safetensors").unlink()
+    config = EngineConfig(model=str(packed), device="cpu", tensor_parallel_size=ranks)
+    for rehearsed in rehearse(Examination.of(opened, config)):
+        assert all(parameter.is_meta for parameter in rehearsed.model.parameters())
+
+
+def test_scales_that_do_not_fit_are_refused_alike_when_planning_and_loading(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS["gptq"])
+    tensors = load_file(packed / "model.safetensors")
+    scales = "model.layers.0.mlp.down_proj.scales"
+    save_file(tensors | {scales: tensors[scales][:-1].contiguous()}, packed / "model.safetensors")
+    reason = r"model\.safetensors: model\.layers\.0\.mlp\.down_proj: scales \[64, 2\] and zero points \[64, 3\]"
+    with pytest.raises(CheckpointError, match=reason):
+        load(packed)
+    with pytest.raises(CheckpointError, match=reason):
+        list(rehearse(Examination.of(open_checkpoint(packed), EngineConfig(model=str(packed), device="cpu"))))
+
+
 def test_a_quantized_checkpoint_is_not_quantized_again(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     packed, _ = write(checkpoint("llama"), tmp_path, *FORMATS["gptq"])
     with pytest.raises(QuantizationError, match=r"is quantized already \(gptq-w4\) and cannot be quantized again"):
         load(packed, quantization=QuantizationConfig.named("int8"))
+
+
+def test_gptq_settings_in_a_file_of_their_own_are_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    packer, config = FORMATS["gptq"]
+    packed, _ = write(checkpoint("llama"), tmp_path, packer, config)
+    expected = compute(load(packed), [45])
+    document = json.loads((packed / "config.json").read_text())
+    settings = document.pop("quantization_config")
+    del settings["quant_method"]
+    (packed / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"quantized weights \(.*qweight\) and neither .* says how"):
+        open_checkpoint(packed)
+    (packed / "quantize_config.json").write_text(json.dumps(settings))
+    assert torch.equal(compute(load(packed), [45]), expected)
+
+
+def test_a_quantization_config_that_is_no_object_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint("llama"), tmp_path, dirs_exist_ok=True)
+    document = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"is quantized as \[1\], where an object should stand"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [("W4A16", _DYNAMIC), ("W8A8", _DYNAMIC | {"symmetric": False})],
+    ids=["W4A8", "W8A8 with zero points"],
+)
+def test_inputs_that_cannot_be_rounded_as_asked_stay_and_the_log_says_so(
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    inputs: dict[str, Any],
+) -> None:
+    packer, config = FORMATS[name]
+    weights = config["config_groups"]["group_0"]["weights"]
+    packed, meant = write(
+        checkpoint("llama"), tmp_path, packer, compressed_config(config["format"], weights, inputs)
+    )
+    logits = compute(load(packed, dtype="float32"), [45])
+    assert (logits - plain(meant)).abs().max() < 1e-4
+    assert [record for record in caplog.records if "they stay as they are" in record.message]
 
 
 @pytest.mark.parametrize(

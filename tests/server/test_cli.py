@@ -1,5 +1,6 @@
 """The commands as a user types them: help that teaches, errors in one line, exit statuses to trust."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ import pytest
 
 from distllm.engine.embedded import checkpoint_path
 from distllm.server import cli
+from distllm.server.commands.setting_flags import add_settings, flags_of, read_settings
+from distllm.server.config import Settings, sections
 
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -99,7 +102,7 @@ def test_plan_counts_requests_before_loading(capsys: pytest.CaptureFixture[str])
     assert cli.main(["plan", "--kv-cache-memory", "0.05", "--context", "1024"]) == 0
     num_blocks = int(0.05 * 2**30) // (16 * token_bytes)
     assert f"{num_blocks // 64:,} at once at 1,024 tokens each" in capsys.readouterr().out
-    assert "fits: start it with `distllm serve`" in shown
+    assert "fits: start it with `distllm serve --kv-cache-memory 0.5`" in shown
 
 
 def test_plan_says_what_to_change_when_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +127,22 @@ def test_plan_names_the_flags_that_make_it_fit(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert f"stream from {tmp_path}" in shown
     assert "s at least at" in shown
-    assert f"`distllm serve --offload disk --offload-dir {tmp_path} --weights-memory 0.005`" in shown
+    assert f"--offload disk --offload-dir {tmp_path} --weights-memory 0.005`" in shown
+
+
+def test_plan_repeats_every_setting_that_is_not_its_default() -> None:
+    given = [
+        *("--dtype", "float32", "--max-model-len", "256", "--chat-template", "a b.jinja", "--no-symmetric"),
+        *("--max-num-seqs", "3", "--no-prefix-caching", "--kv-cache-dtype", "int8", "--weights-memory", "0.125"),
+        *("--tensor-parallel-size", "auto", "--rank-timeout-s", "9.0", "--attention-backend", "reference"),
+    ]
+    parser = argparse.ArgumentParser()
+    add_settings(parser, sections())
+    settings = read_settings(parser.parse_args(["here", "--quantization", "int4", *given]))
+    words = [word for name in ("model", "scheduler", "engine") for word in flags_of(getattr(settings, name))]
+    assert read_settings(parser.parse_args(words)).model_dump() == settings.model_dump()
+    assert len(words) == len(given) + 3
+    assert flags_of(Settings().engine) == []
 
 
 def test_plan_refuses_an_architecture_that_cannot_be_served(

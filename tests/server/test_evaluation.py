@@ -1,5 +1,7 @@
 """`distllm eval` as a user types it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,28 @@ def test_one_model_has_its_perplexity_alone(tmp_path: Path, capfd: pytest.Captur
     text.write_text("Once upon a time there was a little fox.")
     assert cli.main(["eval", "--text", str(text)]) == 0
     assert "KL divergence" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["swapped tokens", "other merges"])
+def test_models_that_mean_other_tokens_by_their_ids_are_not_compared(
+    tmp_path: Path, change: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint_path(), other)
+    document = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    if change == "swapped tokens":
+        first, second = sorted(vocabulary)[100:102]
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+        reason = f"token {first!r} is {vocabulary[second]} in {checkpoint_path()}, {vocabulary[first]} in {other}"
+    else:
+        document["model"]["merges"] = document["model"]["merges"][:5]
+        reason = "cut the text into different tokens"
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    assert cli.main(["eval", str(checkpoint_path()), "--against", str(other)]) == 1
+    shown = capfd.readouterr().err
+    assert reason in shown
+    assert len(shown.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

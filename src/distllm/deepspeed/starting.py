@@ -96,6 +96,6 @@ def _memory_refusal(path: Path, config: EngineConfig) -> str | None:
     """Why the checkpoint does not fit, and what would; None where it does, or where it is wrong in another way."""
     checkpoint = open_for_rank(path)
     try:
-        return refusal(checkpoint, examine_architecture(checkpoint), config, _devices())
+        return refusal(checkpoint, examine_architecture(checkpoint, config), config, _devices())
     except Exception:  # the engine's own reason is the one to tell
         return None

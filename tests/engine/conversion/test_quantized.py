@@ -46,9 +46,11 @@ def written(checkpoint: Checkpoints, tmp_path: Path) -> Callable[[str, str], Pat
 def test_ranks_serve_what_they_would_slice(
     written: Callable[[str, str], Path], tmp_path: Path, load_in_turn: None, name: str
 ) -> None:
+    """To the bit, but where a part's blocks make larger groups than the whole's, which is another order of sums."""
     source = written("llama", name)
     ranks = there_and_back(source, tmp_path, 2)
-    assert torch.equal(logits(ranks, 2), logits(source, 2))
+    tolerance = 1e-4 if name == "fp8 a partial block" else 0.0
+    torch.testing.assert_close(logits(ranks, 2), logits(source, 2), atol=tolerance, rtol=0.0)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "phi3", "qwen2"])

@@ -59,13 +59,13 @@ def test_each_rank_loads_the_bits_that_it_would_slice(
 @pytest.fixture
 def load_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model._load
+    lock, load = threading.Lock(), served_model.load_part
 
-    def locked_load(*args: Any) -> Any:
+    def locked_load(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            return load(*args)
+            return load(*args, **kwargs)
 
-    monkeypatch.setattr(served_model, "_load", locked_load)
+    monkeypatch.setattr(served_model, "load_part", locked_load)
 
 
 def logits(path: Path, size: int) -> Tensor:

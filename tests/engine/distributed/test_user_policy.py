@@ -27,14 +27,14 @@ LLAMA: Policy = {"LlamaDecoderLayer": ["self_attn.o_proj", "mlp.down_proj"]}
 @pytest.fixture(scope="module", autouse=True)
 def load_in_turn() -> Iterator[None]:
     """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model._load
+    lock, load = threading.Lock(), served_model.load_part
 
-    def locked_load(*args: Any) -> Any:
+    def locked_load(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            return load(*args)
+            return load(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_model, "_load", locked_load)
+        patch.setattr(served_model, "load_part", locked_load)
         yield
 
 

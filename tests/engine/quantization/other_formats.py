@@ -125,7 +125,7 @@ def fp8(block: int | None, *, is_tensor: bool = False) -> Packer:
     def pack(weight: Tensor) -> Packed:
         rows, columns = weight.shape
         high, wide = (block, block) if block else (rows, columns) if is_tensor else (1, columns)
-        scales = torch.zeros(-(-rows // high), columns // wide)
+        scales = torch.zeros(-(-rows // high), -(-columns // wide))
         values, meant = torch.zeros(rows, columns, dtype=torch.float8_e4m3fn), torch.zeros(rows, columns)
         for i in range(scales.shape[0]):
             for j in range(scales.shape[1]):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -100,13 +101,13 @@ def shared_memory(
 def test_logits_have_the_bits_of_ranks_that_share_memory(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, load = threading.Lock(), served_model._load
+    lock, load = threading.Lock(), served_model.load_part
 
-    def load_in_turn(*args: object) -> object:
+    def load_in_turn(*args: Any, **options: Any) -> object:
         with lock:
-            return load(*args)  # type: ignore[arg-type]
+            return load(*args, **options)
 
-    monkeypatch.setattr(served_model, "_load", load_in_turn)
+    monkeypatch.setattr(served_model, "load_part", load_in_turn)
     config = EngineConfig(model=str(checkpoint("llama")), device="cpu", max_model_len=128, num_threads=1)
     served = on_every_rank(SIZE, lambda group: prepare_model(config, lambda *_: None, group))
     sharding = served[0].sharding
