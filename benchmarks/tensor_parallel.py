@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.checkpoint import SMOLLM2_135M, make_checkpoint
-from benchmarks.parallel_engine import Job, Timing
+from benchmarks.parallel_engine import NUM_WARM_UP_STEPS, Job, Timing
 from benchmarks.start import LLAMA_1_2B
 
 SHAPES: Mapping[str, dict[str, Any]] = {"135m": SMOLLM2_135M, "1.2b": LLAMA_1_2B}
@@ -42,7 +42,10 @@ class Comparison:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.num_tokens <= NUM_WARM_UP_STEPS + 1:
+        parser.error(f"--num-tokens must be above {NUM_WARM_UP_STEPS + 1}: the first steps are a warm-up")
     comparisons = []
     for shape in options.shapes:
         model = make_checkpoint(options.results / f"checkpoints/{shape}", SHAPES[shape])

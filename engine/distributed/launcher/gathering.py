@@ -5,7 +5,6 @@ import select
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from distllm.engine.distributed.launcher.handshake import HandshakeError, admit
 from distllm.engine.distributed.launcher.launch import LaunchError
@@ -15,8 +14,8 @@ from distllm.engine.progress import Progress
 logger = logging.getLogger("distllm.engine")
 
 JOIN_TIMEOUT_S = 600.0
-_NUM_THREADS = 8
-"""So many at once may be slow to say who they are."""
+_MAX_STRANGERS = 512
+"""So many at once may be slow to say who they are; more are sent away."""
 _POLL_S = 0.2
 
 
@@ -27,13 +26,13 @@ def gather_ranks(
     listener.settimeout(_POLL_S)
     gathering = _Gathering(listener, secret, size)
     try:
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for _ in range(_NUM_THREADS):
-                pool.submit(gathering.admit_forever)
-            try:
-                _wait(gathering, size, on_progress, timeout_s)
-            finally:
-                gathering.is_over.set()
+        accepting = threading.Thread(target=gathering.accept_forever, name="accept-ranks", daemon=True)
+        accepting.start()
+        try:
+            _wait(gathering, size, on_progress, timeout_s)
+        finally:
+            gathering.is_over.set()
+            accepting.join()
     except BaseException:
         gathering.close()
         raise
@@ -55,7 +54,10 @@ def _wait(gathering: "_Gathering", size: int, on_progress: Progress, timeout_s: 
 
 
 class _Gathering:
-    """Threads admit ranks; a rank that comes again takes the place of its former connection."""
+    """Each connection has a thread of its own until it is admitted or refused, so that none waits for another.
+
+    A rank that comes again takes the place of its former connection.
+    """
 
     def __init__(self, listener: socket.socket, secret: bytes, size: int) -> None:
         self._listener = listener
@@ -63,28 +65,51 @@ class _Gathering:
         self._size = size
         self._admitted: dict[int, socket.socket] = {}
         self._lock = threading.Lock()
+        self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
+        self._num_refused = 0
         self.has_come = threading.Event()
         self.is_over = threading.Event()
 
-    def admit_forever(self) -> None:
+    def accept_forever(self) -> None:
         while not self.is_over.is_set():
             try:
                 connection, place = self._listener.accept()
             except TimeoutError:
                 continue
-            try:
-                rank = self._admit(connection)
-            except OSError as error:
+            if self._strangers.acquire(blocking=False):
+                threading.Thread(target=self._admit_or_refuse, args=(connection, place), daemon=True).start()
+            else:
                 connection.close()
-                if isinstance(error, HandshakeError):
-                    logger.warning("refused a connection from %s: %s", place or "this host", error)
-                continue
-            with self._lock:
-                former = self._admitted.pop(rank, None)
-                self._admitted[rank] = connection
-            if former is not None:
-                former.close()
-            self.has_come.set()
+        if self._num_refused > 1:
+            logger.warning("refused %d connections while the ranks were waited for", self._num_refused)
+
+    def _admit_or_refuse(self, connection: socket.socket, place: object) -> None:
+        try:
+            rank = self._admit(connection)
+        except OSError as error:
+            connection.close()
+            if isinstance(error, HandshakeError):
+                self._note_refusal(place, error)
+            return
+        finally:
+            self._strangers.release()
+        with self._lock:
+            if self.is_over.is_set():
+                connection.close()
+                return
+            former = self._admitted.pop(rank, None)
+            self._admitted[rank] = connection
+        if former is not None:
+            former.close()
+        self.has_come.set()
+
+    def _note_refusal(self, place: object, error: HandshakeError) -> None:
+        """The first has a line in the log, the rest one together."""
+        with self._lock:
+            self._num_refused += 1
+            is_first = self._num_refused == 1
+        if is_first:
+            logger.warning("refused a connection from %s: %s", place or "this host", error)
 
     def missing(self) -> list[int]:
         """The ranks that have not come, or have gone again."""

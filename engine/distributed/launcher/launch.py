@@ -14,6 +14,7 @@ _COUNTS = {
     "port": "MASTER_PORT",
 }
 _ADDRESS = "MASTER_ADDR"
+_LAST_PORT = 65535
 SECRET_VARIABLE = "DISTLLM_RANK_SECRET"
 _MIN_SECRET_LENGTH = 16
 
@@ -63,6 +64,8 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     if any(variable not in environment for variable in (*_COUNTS.values(), _ADDRESS)):
         return None
     counts = {name: _read(environment, variable) for name, variable in _COUNTS.items()}
+    if not 0 < counts["port"] <= _LAST_PORT:
+        raise LaunchError(f"the launcher's {_COUNTS['port']}={counts['port']} must be in 1 .. {_LAST_PORT}")
     launch = Launch(address=environment[_ADDRESS], **counts)
     for name, limit in (("rank", "size"), ("local_rank", "local_size"), ("host", "num_hosts")):
         if counts[name] >= counts[limit]:

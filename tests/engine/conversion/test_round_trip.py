@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import distllm
+from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
 from distllm.engine.conversion.rank_checkpoint import Cut
 from distllm.engine.conversion.sources import join_parts
@@ -23,6 +24,7 @@ from tests.engine.conversion.conftest import Converted
 
 WEIGHTS = "model.safetensors"
 Checkpoints = Callable[[str], Path]
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 def weights(directory: Path) -> bytes:
@@ -176,3 +178,29 @@ def test_parts_that_overlap_or_are_uneven_are_put_together(length: int, size: in
     cuts = [Cut(dim, span, shape) for span in spans]
     parts = [whole.narrow(dim, start, stop - start) for ((start, stop),) in spans]
     assert torch.equal(join_parts("w", cuts, parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"),
+            r"lacks 1 tensors, first .*1\.mlp\.down",
+        ),
+        (
+            lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ][:-1].clone()}),
+            r"q_proj\.weight has shape \(63, 64\), config\.json asks for \(64, 64\)",
+        ),
+    ],
+)
+def test_what_could_not_be_served_is_not_converted(
+    checkpoint: Checkpoints, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], words: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint("llama"), source)
+    tensors = load_file(source / WEIGHTS)
+    change(tensors)
+    save_file(tensors, source / WEIGHTS)
+    with pytest.raises(CheckpointError, match=words):
+        convert_checkpoint_to_deepspeed(source, tmp_path / "ranks", 2)
+    assert not (tmp_path / "ranks").exists()

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -40,6 +40,18 @@ def test_ranks_are_taken_in_their_order_and_strangers_are_not(listener: socket.s
         assert _is_closed(stranger)
         for connection in (*connections, *ranks.values()):
             connection.close()
+
+
+def test_strangers_that_say_nothing_keep_no_rank_waiting(listener: socket.socket) -> None:
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(come(listener))
+        gathered = pool.submit(gather_ranks, listener, SECRET, 2, lambda *_: None, 4.0)
+        rank = stack.enter_context(come(listener))
+        introduce(rank, SECRET, 1)
+        (connection,) = gathered.result(30)  # a stranger has five seconds to say who it is
+        assert connection.getpeername() == rank.getsockname()
+        connection.close()
 
 
 def test_a_rank_that_has_gone_again_is_waited_for(listener: socket.socket) -> None:

@@ -39,7 +39,16 @@ def test_another_launcher_s_variables_are_none_of_ours(missing: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("RANK", "4"), ("RANK", "-1"), ("RANK", "two"), ("LOCAL_RANK", "2"), ("CROSS_RANK", "2"), ("WORLD_SIZE", "")],
+    [
+        ("RANK", "4"),
+        ("RANK", "-1"),
+        ("RANK", "two"),
+        ("LOCAL_RANK", "2"),
+        ("CROSS_RANK", "2"),
+        ("WORLD_SIZE", ""),
+        ("MASTER_PORT", "99999"),
+        ("MASTER_PORT", "0"),
+    ],
 )
 def test_a_place_that_cannot_be_is_refused_by_its_variable(name: str, value: str) -> None:
     with pytest.raises(LaunchError, match=f"{name}"):
