@@ -15,6 +15,8 @@ from distllm.engine.quantization.config import QuantizationConfig, QuantizationE
 
 QUANTIZATION_OPTIONS = ("quantization", "group_size", "symmetric", "dynamic_activations", "mlp_extra_grouping")
 """Settings of the model that say how its weights are quantized; the first says whether they are."""
+OFFLOAD_OPTIONS = ("offload_dir", "weights_memory")
+"""Settings of the engine that mean something only where layers are offloaded."""
 
 
 class InvalidSettings(ValueError):

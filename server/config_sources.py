@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from distllm.engine.quantization.config import QuantizationError
-from distllm.server.config import InvalidSettings, Settings, fields, is_repeatable, sections
+from distllm.server.config import OFFLOAD_OPTIONS, InvalidSettings, Settings, fields, is_repeatable, sections
 
 ENV_PREFIX = "DISTLLM_"
 
@@ -69,6 +69,9 @@ def load_settings(
         raise InvalidSettings(_describe(error)) from None
     except QuantizationError as error:
         raise InvalidSettings(f"setting model.{error}") from None
+    for name in OFFLOAD_OPTIONS:
+        if settings.engine.offload == "none" and getattr(settings.engine, name) is not None:
+            raise InvalidSettings(f"setting engine.{name} says how to offload: give --offload disk or cpu as well")
     return settings
 
 

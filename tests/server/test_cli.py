@@ -134,7 +134,16 @@ def test_plan_repeats_every_setting_that_is_not_its_default() -> None:
     given = [
         *("--dtype", "float32", "--max-model-len", "256", "--chat-template", "a b.jinja", "--no-symmetric"),
         *("--max-num-seqs", "3", "--no-prefix-caching", "--kv-cache-dtype", "int8", "--weights-memory", "0.125"),
-        *("--tensor-parallel-size", "auto", "--rank-timeout-s", "9.0", "--attention-backend", "reference"),
+        *(
+            "--offload",
+            "disk",
+            "--tensor-parallel-size",
+            "auto",
+            "--rank-timeout-s",
+            "9.0",
+            "--attention-backend",
+            "reference",
+        ),
     ]
     parser = argparse.ArgumentParser()
     add_settings(parser, sections())

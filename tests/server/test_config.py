@@ -111,3 +111,11 @@ def test_a_wrong_value_is_said_in_plain_words_and_a_key_never_shown(flags: dict[
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="cannot be read"):
         load_settings({}, tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize("flags", [{"weights_memory": "1"}, {"offload_dir": "/var/tmp"}])
+def test_how_to_offload_is_said_in_vain_without_offloading(flags: dict[str, str]) -> None:
+    (name,) = flags
+    with pytest.raises(InvalidSettings, match=rf"setting engine\.{name} says how to offload: give --offload"):
+        load_settings(flags, None)
+    assert load_settings({**flags, "offload": "disk"}, None).engine.offload == "disk"
