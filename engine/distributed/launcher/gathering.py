@@ -76,6 +76,9 @@ class _Gathering:
                 connection, place = self._listener.accept()
             except TimeoutError:
                 continue
+            except OSError:  # no descriptors at the moment: strangers give theirs back in seconds
+                self.is_over.wait(_POLL_S)
+                continue
             if self._strangers.acquire(blocking=False):
                 threading.Thread(target=self._admit_or_refuse, args=(connection, place), daemon=True).start()
             else:
