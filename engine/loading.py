@@ -118,6 +118,20 @@ def load_weights(
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
+def check_shapes(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    """Compare whole tensors with the model, before a rank shrinks it and takes no more than its part of them.
+
+    Raises CheckpointError.
+    """
+    for name, parameter in model.state_dict().items():
+        stored = checkpoint.tensors.get(name)
+        if stored is not None and tuple(stored.shape) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {tuple(stored.shape)}, config.json asks for "
+                f"{tuple(parameter.shape)}"
+            )
+
+
 def _check_dtype(checkpoint: Checkpoint) -> None:
     name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     if isinstance(name, str) and not isinstance(getattr(torch, name, None), torch.dtype):

@@ -1,5 +1,6 @@
 """Every kind of decoder over two and three ranks: the logits of one, and bits that depend on the prefix alone."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
+from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.executor.local import LocalExecutor
 from distllm.engine.factory import build_executor
@@ -120,3 +123,17 @@ def test_weights_in_groups_are_quantized_as_one_rank_does(checkpoint: Callable[[
     expected = one.runner.forward(build_step_tensors([step[0].chunk()], range(40)))
     (logits,) = run(two, step)
     assert (logits - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("num_rows", [63, 65])
+def test_a_tensor_of_another_shape_is_refused_though_a_rank_takes_no_more_than_its_part(
+    checkpoint: Callable[[str], Path], tmp_path: Path, num_rows: int
+) -> None:
+    source, name = tmp_path / "source", "model.layers.0.self_attn.q_proj.weight"
+    shutil.copytree(checkpoint("llama"), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors[name] = torch.zeros(num_rows, tensors[name].shape[1])
+    save_file(tensors, source / "model.safetensors")
+    config = EngineConfig(model=str(source), device="cpu", num_threads=1)
+    with pytest.raises(CheckpointError, match=rf"q_proj\.weight has shape \({num_rows}, 64\), config\.json asks"):
+        on_every_rank(2, lambda group: prepare_model(config, lambda *_: None, group))
