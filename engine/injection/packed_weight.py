@@ -1,25 +1,18 @@
-"""A weight that lives in the CPU kernels' panels and stands in for the dense one in transformers' modules.
-
-torch hands a call to `__torch_function__` of any argument that has it. So nn.Linear, Conv1D, routers and tied
-embeddings work unchanged on a PackedWeight, and the dense weight need not exist.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+"""A weight that lives in the CPU kernels' panels and stands in for the dense one in transformers' modules."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from distllm.engine.injection.elementwise import VECTOR_RUN
 from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.packed import PackedLinear
 from distllm.engine.kernels.quantized import QuantizedPanels, quantized_linear, quantized_rows
+from distllm.engine.weight_stand_in import WeightStandIn
 
 Panels = PackedLinear | QuantizedPanels
 
 
-class PackedWeight:
+class PackedWeight(WeightStandIn):
     """A weight [out_features, in_features], or rows of one where several were packed as one.
 
     `is_transposed` shows it as [in_features, out_features], as Conv1D keeps its weight.
@@ -69,7 +62,9 @@ class PackedWeight:
         return self.to(dtype)
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., in_features] -> [..., out_features]."""
+        return self.multiply(x, bias)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = self._rows_of(x)
         if self.rows is None:
             output = self._multiply(rows, bias, _empty_rows(rows, self.panels.out_features))
@@ -105,41 +100,7 @@ class PackedWeight:
             return quantized_linear(self.kernels, rows, self.panels, bias, out)
         return self.kernels.linear(rows, self.panels, bias, out)
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[Any],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        stand_in = _STAND_INS.get(func)
-        if stand_in is None:
-            name = getattr(func, "__name__", str(func))
-            raise NotImplementedError(f"uses a weight in {name}, which has no kernel")
-        return stand_in(*args, **(kwargs or {}))
-
 
 def _empty_rows(x: Tensor, width: int) -> Tensor:
     """Room for [num_rows, width] in x's type, rows spaced so that torch's elementwise loops start anew at each."""
     return x.new_empty(x.shape[0], width + -width % VECTOR_RUN)[:, :width]
-
-
-def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    return weight.project(x, bias)
-
-
-def _addmm(bias: Tensor, x: Tensor, weight: PackedWeight) -> Tensor:
-    assert weight.is_transposed
-    return weight.project(x, bias)
-
-
-def _embedding(ids: Tensor, weight: PackedWeight, *_: Any, **__: Any) -> Tensor:
-    return weight.look_up(ids)
-
-
-_STAND_INS: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
-    functional.linear: _linear,
-    functional.embedding: _embedding,
-    torch.addmm: _addmm,
-}

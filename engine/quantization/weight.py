@@ -1,11 +1,10 @@
 """A quantized weight that stands in for the dense one in transformers' modules, in plain torch.
 
-Serves where there are no kernels, and holds what a quantized checkpoint stores until kernels pack it. torch hands a
-call to `__torch_function__` of any argument that has it, so nn.Linear, Conv1D and nn.Embedding work unchanged.
+Serves where there are no kernels, and holds what a quantized checkpoint stores until kernels pack it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distllm.engine.quantization.tensor import QuantizedTensor
+from distllm.engine.weight_stand_in import WeightStandIn
 
 
-class QuantizedWeight:
+class QuantizedWeight(WeightStandIn):
     """A weight [out_features, in_features], made by `load` when it is first used.
 
     `is_transposed` shows it as [in_features, out_features], as Conv1D keeps its weight.
@@ -67,35 +67,15 @@ class QuantizedWeight:
         """What the weight would take if it were not quantized."""
         return math.prod(self._shape) * self.dtype.itemsize
 
-    def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., in_features] -> [..., out_features], through torch, so that a probe may leave the product out."""
-        return functional.linear(x, self, bias)  # type: ignore[arg-type]
-
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """As `project`, at once."""
         inputs = _rounded(x) if self.tensor.is_dynamic else x
         return functional.linear(inputs, self.tensor.dequantize(x.dtype), bias)
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Rows of the weight: int64 [...] -> [..., in_features]."""
         flat = ids.reshape(-1)
         zeros = None if self.tensor.zeros is None else self.tensor.zeros[flat]
         rows = replace(self.tensor, codes=self.tensor.codes[flat], scales=self.tensor.scales[flat], zeros=zeros)
         return rows.dequantize().view(*ids.shape, rows.in_features)
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[Any],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        stand_in = _STAND_INS.get(func)
-        if stand_in is None:
-            name = getattr(func, "__name__", str(func))
-            raise NotImplementedError(f"uses a quantized weight in {name}, for which there is nothing")
-        return stand_in(*args, **(kwargs or {}))
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -103,23 +83,3 @@ def _rounded(x: Tensor) -> Tensor:
     rows = x.float()
     scales = rows.abs().amax(-1, keepdim=True) / 127
     return (rows / scales.clamp(min=1e-30)).round_().mul_(scales).to(x.dtype)
-
-
-def _linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    return weight.multiply(x, bias)
-
-
-def _addmm(bias: Tensor, x: Tensor, weight: QuantizedWeight) -> Tensor:
-    assert weight.is_transposed
-    return weight.multiply(x, bias)
-
-
-def _embedding(ids: Tensor, weight: QuantizedWeight, *_: Any, **__: Any) -> Tensor:
-    return weight.look_up(ids)
-
-
-_STAND_INS: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
-    functional.linear: _linear,
-    functional.embedding: _embedding,
-    torch.addmm: _addmm,
-}
