@@ -118,18 +118,15 @@ def load_weights(
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def check_shapes(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-    """Compare whole tensors with the model, before a rank shrinks it and takes no more than its part of them.
+def check_loadable(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Read nothing, and raise CheckpointError for what loading all of it would.
 
-    Raises CheckpointError.
+    A rank sees no more than its part of each tensor, and a conversion knows no model. Of a rank's own files, that
+    was told when they were written.
     """
-    for name, parameter in model.state_dict().items():
-        stored = checkpoint.tensors.get(name)
-        if stored is not None and tuple(stored.shape) != tuple(parameter.shape):
-            raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {tuple(stored.shape)}, config.json asks for "
-                f"{tuple(parameter.shape)}"
-            )
+    if not isinstance(checkpoint, RankCheckpoint):
+        model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+        load_weights(checkpoint, model, dtype, torch.device("meta"))
 
 
 def _check_dtype(checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from distllm.engine.checkpoint import Checkpoint
 from distllm.engine.compute import Compute, choose_compute
 from distllm.engine.config import EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
-from distllm.engine.conversion.rank_checkpoint import RankCheckpoint, open_for_rank
+from distllm.engine.conversion.rank_checkpoint import open_for_rank
 from distllm.engine.device import resolve_device
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.parallel_modules import connect, leave_to_first_rank
@@ -26,7 +26,7 @@ from distllm.engine.injection.injector import fuse_modules
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
-from distllm.engine.loading import build_on_meta, check_shapes, load_config, load_weights
+from distllm.engine.loading import build_on_meta, check_loadable, load_config, load_weights
 from distllm.engine.offload.start import Settled, open_lane
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
@@ -201,8 +201,7 @@ def load_part(
         return load_weights(checkpoint, model, dtype, device, leaves_unread=leaves_unread), None
     unit = inner_unit(checkpoint, config.quantization)
     sharding = plan_sharding(model, *rank_of_size, blocks, unit)
-    if not isinstance(checkpoint, RankCheckpoint):
-        check_shapes(checkpoint, model)
+    check_loadable(checkpoint, dtype)
     shrink(model, sharding)
     model = load_weights(checkpoint, model, dtype, device, sharding.parts, leaves_unread=leaves_unread)
     leave_to_first_rank(model, sharding)

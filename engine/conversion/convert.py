@@ -13,17 +13,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from distllm.engine.checkpoint import DTYPE_BITS, Checkpoint, CheckpointError, StoredTensor
+from distllm.engine.checkpoint import DTYPE_BITS, CheckpointError, StoredTensor
 from distllm.engine.conversion.descriptor import DESCRIPTOR_NAME, descriptor_text, rank_file_names
 from distllm.engine.conversion.manifest import FileRecord, Manifest, record_file, write_manifest
 from distllm.engine.conversion.output import check_free, check_room, whole_or_nothing
-from distllm.engine.conversion.rank_checkpoint import METADATA_KEY, Cut, RankCheckpoint, RankMetadata
+from distllm.engine.conversion.rank_checkpoint import METADATA_KEY, Cut, RankMetadata
 from distllm.engine.conversion.small_files import copy_small_files
 from distllm.engine.conversion.sources import Source, open_source
 from distllm.engine.distributed.quantized_parts import find_all_parts
 from distllm.engine.distributed.sharding import Part, plan_sharding
 from distllm.engine.distributed.unit import inner_unit
-from distllm.engine.loading import build_on_meta, load_config, load_weights
+from distllm.engine.loading import build_on_meta, check_loadable, load_config
 from distllm.engine.memory import giving_back_freed_memory
 from distllm.engine.quantization.safetensors_writer import PlannedTensor, SafetensorsFile
 
@@ -93,23 +93,12 @@ def divide_checkpoint(source: Source, size: int) -> Division:
     """Raises CheckpointError for a model that is not known, CannotDivide for one that cannot be divided."""
     checkpoint = source.checkpoint
     tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.name))
+    check_loadable(checkpoint, torch.bfloat16)
     if size == 1:
         return Division(tensors, [{}])
-    _check_served(checkpoint)
     model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
     plans = [plan_sharding(model, rank, size, unit=inner_unit(checkpoint, None)) for rank in range(size)]
     return Division(tensors, [find_all_parts(model, checkpoint, plan.parts, source.read) for plan in plans])
-
-
-def _check_served(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError for what serving it would: a tensor that is missing, or of another shape.
-
-    Of what was converted before, that was told then.
-    """
-    if isinstance(checkpoint, RankCheckpoint):
-        return
-    model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
-    load_weights(checkpoint, model, torch.bfloat16, torch.device("meta"))
 
 
 def _planned(tensor: StoredTensor, part: Part | None) -> PlannedTensor:

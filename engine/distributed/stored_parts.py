@@ -62,17 +62,8 @@ def find_parts(
         if part is not None and pattern is not None:
             part = _before_conversion(source, part, by_pattern[pattern], pattern, shapes[source])
         if part is not None:
-            _check_within(source, part, shapes[source])
             found[source] = part
     return found
-
-
-def _check_within(source: str, part: Part, shape: Sequence[int]) -> None:
-    needed = max(stop for _, stop in part.spans)
-    if part.dim >= len(shape) or needed > shape[part.dim]:
-        raise CannotDivide(
-            f"{source} has shape {tuple(shape)}, config.json asks for at least {needed} in dimension {part.dim}"
-        )
 
 
 def _before_conversion(

@@ -6,7 +6,8 @@ The format: header length (8 bytes, little endian) | header (JSON) | tensor byte
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -62,7 +63,8 @@ class SafetensorsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._named():
+            self._file.close()
 
     def append(self, tensor: Tensor) -> int:
         """Write the next of the planned tensors. Returns its bytes."""
@@ -76,8 +78,17 @@ class SafetensorsFile:
         return self._digest.hexdigest()
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        with self._named():
+            self._file.write(data)
         self._digest.update(data)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error of writing names no file by itself."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
 
 def write_safetensors(path: Path, planned: Sequence[PlannedTensor], tensors: Iterable[Tensor]) -> None:

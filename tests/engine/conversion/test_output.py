@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -108,3 +109,14 @@ def test_the_mount_of_a_disk_is_refused_at_once() -> None:
     with pytest.raises(FileExistsError, match="is where a disk is mounted; name a directory in it"):  # noqa: SIM117
         with whole_or_nothing(Path("/proc")):
             os.abort()
+
+
+def test_a_file_that_grows_too_large_is_named(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    source, limits = checkpoint("llama"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*tp_00_of_02\.safetensors"):
+            convert_checkpoint_to_deepspeed(source, tmp_path / "ranks", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "ranks").exists()

@@ -180,6 +180,7 @@ def test_parts_that_overlap_or_are_uneven_are_put_together(length: int, size: in
     assert torch.equal(join_parts("w", cuts, parts), whole)
 
 
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -194,7 +195,11 @@ def test_parts_that_overlap_or_are_uneven_are_put_together(length: int, size: in
     ],
 )
 def test_what_could_not_be_served_is_not_converted(
-    checkpoint: Checkpoints, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], words: str
+    checkpoint: Checkpoints,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    words: str,
+    size: int,
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(checkpoint("llama"), source)
@@ -202,5 +207,5 @@ def test_what_could_not_be_served_is_not_converted(
     change(tensors)
     save_file(tensors, source / WEIGHTS)
     with pytest.raises(CheckpointError, match=words):
-        convert_checkpoint_to_deepspeed(source, tmp_path / "ranks", 2)
+        convert_checkpoint_to_deepspeed(source, tmp_path / "ranks", size)
     assert not (tmp_path / "ranks").exists()

@@ -2,16 +2,13 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
 from distllm.engine.config import EngineConfig
@@ -27,7 +24,7 @@ from distllm.engine.loading import build_on_meta, load_config, load_weights
 from distllm.engine.served_model import prepare_model
 from tests.engine.conftest import MODELS
 from tests.engine.conversion.conftest import Converted
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.distributed.thread_ranks import ThreadGroup, loading_in_turn, on_every_rank
 from tests.engine.test_forward import NUM_BLOCKS, Part, make_stories
 
 Checkpoints = Callable[[str], Path]
@@ -57,15 +54,9 @@ def test_each_rank_loads_the_bits_that_it_would_slice(
 
 
 @pytest.fixture
-def load_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model.load_part
-
-    def locked_load(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return load(*args, **kwargs)
-
-    monkeypatch.setattr(served_model, "load_part", locked_load)
+def load_in_turn() -> Iterator[None]:
+    with loading_in_turn():
+        yield
 
 
 def logits(path: Path, size: int) -> Tensor:

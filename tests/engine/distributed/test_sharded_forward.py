@@ -1,18 +1,15 @@
 """Every kind of decoder over two and three ranks: the logits of one, and bits that depend on the prefix alone."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
@@ -21,7 +18,7 @@ from distllm.engine.factory import build_executor
 from distllm.engine.forward import ModelForward
 from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.served_model import prepare_model
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.distributed.thread_ranks import ThreadGroup, loading_in_turn, on_every_rank
 from tests.engine.test_forward import KINDS, NUM_BLOCKS, SCHEDULES, TOLERANCE, Part, Schedule, make_stories
 
 PlainLogits = Callable[[str, tuple[int, ...]], Tensor]
@@ -30,15 +27,7 @@ Ranks = list[ModelForward]
 
 @pytest.fixture(scope="module", autouse=True)
 def load_in_turn() -> Iterator[None]:
-    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model.load_part
-
-    def locked_load(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return load(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_model, "load_part", locked_load)
+    with loading_in_turn():
         yield
 
 

@@ -1,15 +1,12 @@
 """A user's injection policy: checked, made a plan, and a decoder of reference blocks that runs under one."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distllm.engine import served_model
 from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.plans import PLANS
 from distllm.engine.distributed.user_policy import InvalidPolicy, Policy, check_policy, policy_blocks
@@ -18,7 +15,7 @@ from distllm.engine.reference_block import POLICY, ShardedConfig, ShardedForCaus
 from distllm.engine.served_model import prepare_model
 from tests.engine.conftest import make_model
 from tests.engine.distributed.test_sharded_forward import run
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.distributed.thread_ranks import ThreadGroup, loading_in_turn, on_every_rank
 from tests.engine.test_forward import NUM_BLOCKS, TOLERANCE, Part, make_stories
 
 LLAMA: Policy = {"LlamaDecoderLayer": ["self_attn.o_proj", "mlp.down_proj"]}
@@ -26,15 +23,7 @@ LLAMA: Policy = {"LlamaDecoderLayer": ["self_attn.o_proj", "mlp.down_proj"]}
 
 @pytest.fixture(scope="module", autouse=True)
 def load_in_turn() -> Iterator[None]:
-    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model.load_part
-
-    def locked_load(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return load(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_model, "load_part", locked_load)
+    with loading_in_turn():
         yield
 
 

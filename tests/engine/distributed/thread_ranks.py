@@ -1,11 +1,15 @@
 """Ranks that are threads of the test's process: the same sums in the same order, without processes to start."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import pytest
 from torch import Tensor
+
+from distllm.engine import served_model
 
 Result = TypeVar("Result")
 
@@ -52,6 +56,20 @@ class _Exchange:
 
     def abort(self) -> None:
         self._barrier.abort()
+
+
+@contextmanager
+def loading_in_turn() -> Iterator[None]:
+    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
+    lock, load = threading.Lock(), served_model.load_part
+
+    def locked_load(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return load(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served_model, "load_part", locked_load)
+        yield
 
 
 def on_every_rank(size: int, task: Callable[[ThreadGroup], Result]) -> list[Result]:

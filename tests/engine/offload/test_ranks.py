@@ -1,8 +1,7 @@
 """Ranks whose layers stream compute the very bits of ranks that hold them, each from a file of its own."""
 
 import logging
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from distllm.engine import served_model
 from distllm.engine.batch import build_step_tensors
 from distllm.engine.config import EngineConfig
 from distllm.engine.conversion.convert import convert_checkpoint_to_deepspeed
@@ -19,22 +17,16 @@ from distllm.engine.distributed.pool_agreement import AgreedPool, agree_on_pool
 from distllm.engine.offload.start import Settled
 from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.served_model import ServedModel, prepare_model
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.distributed.thread_ranks import ThreadGroup, loading_in_turn, on_every_rank
 from tests.engine.test_forward import NUM_BLOCKS, Part, make_stories
 
 FREE_BYTES = 1 << 30
 
 
 @pytest.fixture(autouse=True)
-def load_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model.load_part
-
-    def locked_load(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return load(*args, **kwargs)
-
-    monkeypatch.setattr(served_model, "load_part", locked_load)
+def load_in_turn() -> Iterator[None]:
+    with loading_in_turn():
+        yield
 
 
 @pytest.fixture

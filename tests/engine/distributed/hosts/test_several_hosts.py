@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from distllm.engine import served_model
 from distllm.engine.batch import StepTensors, build_step_tensors
 from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.arrivals import Arrivals
@@ -36,7 +34,7 @@ from distllm.engine.distributed.step_frame import FrameSize, StepFrame
 from distllm.engine.executor.tensor_parallel import ShardedForward
 from distllm.engine.forward import ModelForward
 from distllm.engine.served_model import prepare_model
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
+from tests.engine.distributed.thread_ranks import ThreadGroup, loading_in_turn, on_every_rank
 from tests.engine.test_forward import NUM_BLOCKS, VOCAB_SIZE, Part, make_stories
 
 SIZE = 3
@@ -101,15 +99,9 @@ def shared_memory(
 def test_logits_have_the_bits_of_ranks_that_share_memory(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, load = threading.Lock(), served_model.load_part
-
-    def load_in_turn(*args: Any, **options: Any) -> object:
-        with lock:
-            return load(*args, **options)
-
-    monkeypatch.setattr(served_model, "load_part", load_in_turn)
     config = EngineConfig(model=str(checkpoint("llama")), device="cpu", max_model_len=128, num_threads=1)
-    served = on_every_rank(SIZE, lambda group: prepare_model(config, lambda *_: None, group))
+    with loading_in_turn():
+        served = on_every_rank(SIZE, lambda group: prepare_model(config, lambda *_: None, group))
     sharding = served[0].sharding
     assert sharding is not None
     forwards = [model.forward_over(NUM_BLOCKS) for model in served]
