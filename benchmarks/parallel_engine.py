@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.distributed.arrivals import Arrivals
 from distllm.engine.distributed.deepspeed_group import DeepSpeedGroup
 from distllm.engine.factory import build_executor
 from distllm.engine.interface import Executor
@@ -39,13 +40,15 @@ class Job:
 class Timing:
     """Medians of steps in which every stream gets a token, in milliseconds.
 
-    `reduce_ms` is what the first rank spends in sums over the ranks, waiting for the other included.
+    `reduce_ms` is what the first rank spends in sums over the ranks; `wait_ms` is the part of it until the other
+    rank has arrived there too.
     """
 
     tokens_per_second: float
     step_ms: float
     schedule_ms: float
     reduce_ms: float
+    wait_ms: float
     numerics: str
 
 
@@ -66,8 +69,9 @@ class _Stopwatch:
 
 def measure(job: Job) -> Timing:
     """Load the model and decode."""
-    sums = _Stopwatch(DeepSpeedGroup.sum_rows)
+    sums, waits = _Stopwatch(DeepSpeedGroup.sum_rows), _Stopwatch(Arrivals.meet)
     DeepSpeedGroup.sum_rows = lambda group, rows: sums(group, rows)  # type: ignore[assignment, method-assign]
+    Arrivals.meet = lambda arrivals: waits(arrivals)  # type: ignore[assignment, method-assign]
     config = EngineConfig(
         model=job.model,
         device="cpu",
@@ -78,18 +82,18 @@ def measure(job: Job) -> Timing:
     )
     executor = build_executor(config, lambda *_: None, _give_up)
     try:
-        return _decode(job, executor, sums)
+        return _decode(job, executor, sums, waits)
     finally:
         executor.close()
 
 
-def _decode(job: Job, executor: Executor, sums: _Stopwatch) -> Timing:
+def _decode(job: Job, executor: Executor, sums: _Stopwatch, waits: _Stopwatch) -> Timing:
     scheduler = Scheduler(SchedulerConfig(max_num_seqs=job.num_streams), executor.info)
     for number in range(job.num_streams):
         scheduler.add(_request(number, job.num_tokens))
-    steps: list[tuple[float, float, float]] = []  # seconds of the step, of scheduling, of sums
+    steps: list[tuple[float, float, float, float]] = []  # seconds of the step, of scheduling, of sums, of waits
     while scheduler.has_work:
-        start_s, summed_s = time.perf_counter(), sums.seconds
+        start_s, summed_s, waited_s = time.perf_counter(), sums.seconds, waits.seconds
         step = scheduler.schedule()
         assert step is not None
         scheduled_s = time.perf_counter()
@@ -98,13 +102,15 @@ def _decode(job: Job, executor: Executor, sums: _Stopwatch) -> Timing:
         scheduler.apply(step, output)
         end_s = time.perf_counter()
         if step.num_tokens == job.num_streams == len(step.chunks):
-            steps.append((end_s - start_s, scheduled_s - start_s + end_s - executed_s, sums.seconds - summed_s))
-    step_s, schedule_s, sum_s = (_median(column) for column in zip(*steps[NUM_WARM_UP_STEPS:], strict=True))
+            scheduling_s = scheduled_s - start_s + end_s - executed_s
+            steps.append((end_s - start_s, scheduling_s, sums.seconds - summed_s, waits.seconds - waited_s))
+    step_s, schedule_s, sum_s, wait_s = (_median(column) for column in zip(*steps[NUM_WARM_UP_STEPS:], strict=True))
     return Timing(
         tokens_per_second=job.num_streams / step_s,
         step_ms=step_s * 1000,
         schedule_ms=schedule_s * 1000,
         reduce_ms=sum_s * 1000,
+        wait_ms=wait_s * 1000,
         numerics=executor.info.numerics,
     )
 

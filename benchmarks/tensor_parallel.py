@@ -23,7 +23,7 @@ from benchmarks.start import LLAMA_1_2B
 
 SHAPES: Mapping[str, dict[str, Any]] = {"135m": SMOLLM2_135M, "1.2b": LLAMA_1_2B}
 STREAMS = (1, 16)
-_NUMBERS = ("tokens_per_second", "step_ms", "schedule_ms", "reduce_ms")
+_NUMBERS = ("tokens_per_second", "step_ms", "schedule_ms", "reduce_ms", "wait_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ def lines(comparison: Comparison) -> list[str]:
     title = f"{comparison.shape}, {comparison.num_streams} streams: two ranks at {comparison.ratio:.2f} of one"
     return [title] + [
         f"  {name:22} {timing.tokens_per_second:8.1f} tokens/s   step {timing.step_ms:7.2f} ms   "
-        f"sums {timing.reduce_ms:6.2f} ms   scheduling {timing.schedule_ms:5.2f} ms   "
+        f"sums {timing.reduce_ms:6.2f} ms ({timing.wait_ms:.2f} waiting)   "
+        f"scheduling {timing.schedule_ms:5.2f} ms   "
         f"rest {timing.step_ms - timing.reduce_ms - timing.schedule_ms:7.2f} ms"
         for name, timing in (
             ("1 rank of 2 threads", comparison.one_rank),
@@ -106,7 +107,8 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
         pair = (comparison.one_rank, comparison.two_ranks)
         for label, heights in (
             ("layers and sampling", [each.step_ms - each.reduce_ms - each.schedule_ms for each in pair]),
-            ("sums over ranks", [each.reduce_ms for each in pair]),
+            ("waiting for the other rank", [each.wait_ms for each in pair]),
+            ("sums over ranks", [each.reduce_ms - each.wait_ms for each in pair]),
             ("scheduling", [each.schedule_ms for each in pair]),
         ):
             axis.bar(["1 rank\n2 threads", "2 ranks\n1 thread each"], heights, bottom=bottom, label=label)
