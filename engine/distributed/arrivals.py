@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from distllm.engine.distributed.shared_bytes import map_bytes
+from distllm.engine.kernels.library import KernelLibrary, load_library
 
 CHECK_S = 0.1
 """How often a rank looks after the others."""
@@ -28,6 +29,9 @@ class Arrivals:
         self.size = size
         counters = map_bytes(descriptor, (2 * size + 1) * _STRIDE * 8).view(np.int64)[::_STRIDE]
         self._counters, self._pulses, self._beat = counters[:size], counters[size : 2 * size], counters[2 * size :]
+        self._address = self._counters.ctypes.data
+        library = load_library("portable")
+        self._functions = library.functions if isinstance(library, KernelLibrary) else None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -40,6 +44,9 @@ class Arrivals:
 
     def meet(self) -> None:
         """Return when all ranks wait, leaving the core to others meanwhile: they may share it with this rank."""
+        if self._functions is not None:
+            self._functions.distllm_meet(self._address, _STRIDE, self.rank, self.size)
+            return
         own = self._counters[self.rank]
         while self._counters.min() < own:
             os.sched_yield()

@@ -23,6 +23,8 @@ from distllm.engine.distributed.shared_memory_op import (
     why_not,
 )
 
+_HALF_SUMS_LEVEL = 2
+"""The op's instruction level (2: AVX-512) from which it sums bf16 and float16. It does not look itself."""
 _SET_UP_TIMEOUT = timedelta(minutes=30)
 """Time in which the slowest rank must have loaded its part, before gloo gives up on it."""
 
@@ -45,7 +47,7 @@ class DeepSpeedGroup:
         self._sum = self._sum_in_shared_memory if membership.shares_memory else self._sum_gathered
         _set_environment(membership)
         if membership.shares_memory:
-            load_op()
+            self._has_half_sums = load_op().vector_kernel_level() >= _HALF_SUMS_LEVEL
         with _segments(membership):
             self._comm = _init_distributed(membership)
             self.gather_numbers([0])  # all have mapped the segments, and need their names no more
@@ -66,14 +68,16 @@ class DeepSpeedGroup:
         self._arrivals.pulse()
 
     def _sum_in_shared_memory(self, rows: Tensor) -> Tensor:
-        """In place. The op adds buffers in the order of ranks, whatever the size of the message.
+        """The op adds buffers in the order of ranks, whatever the size of the message, in place.
 
-        It is called when all ranks have arrived, for it spins until then.
+        It is called when all ranks have arrived, for it spins until then; and not by deepspeed.comm, which takes as
+        long as the op and, where the op has no sum of `rows`' dtype, would go to gloo, whose order is another.
         """
+        total = rows if self._has_half_sums else rows.float()
         self._arrivals.meet()
-        if rows.numel():
-            self._comm.inference_all_reduce(rows)
-        return rows
+        if total.numel():
+            torch.ops.deepspeed.inference_all_reduce_(total)
+        return total.to(rows.dtype)
 
     def _sum_gathered(self, rows: Tensor) -> Tensor:
         """Everyone's rows, added in order: gloo's and NCCL's own sums have an order that depends on the size."""

@@ -107,6 +107,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
             *[_POINTER, _INT, _POINTER, _STRIDE, _INT, _INT, _INT, _INT],
         ],
     ),
+    # counters, stride, rank, ranks
+    "meet": (None, [_POINTER, _STRIDE, _INT, _INT]),
     "first_bad_slot": (_INT, [_POINTER, _INT, c_int64]),
     # query starts, num computed, tables, stride, width, sequences, rows, blocks
     "first_bad_sequence": (_INT, [_POINTER, _POINTER, _POINTER, _STRIDE, _INT, _INT, _INT, c_int64]),

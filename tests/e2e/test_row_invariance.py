@@ -49,7 +49,7 @@ def metric(url: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{")))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.soak)])
 async def test_alone_in_a_batch_chunked_and_preempted_the_bits_are_the_same(
     start_server: StartServer, dtype: str
 ) -> None:

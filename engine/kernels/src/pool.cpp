@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "relax.h"
+
 namespace distllm {
 namespace {
 
@@ -20,14 +22,6 @@ constexpr std::chrono::microseconds kSpin{150};  // about the gap between two ca
 constexpr uint32_t kClosed = 0xffffffff;
 
 std::atomic<unsigned> forks{0};
-
-void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
 
 uint64_t ticket_of(uint32_t epoch, uint32_t next) { return (uint64_t)epoch << 32 | next; }
 uint32_t epoch_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }

@@ -36,6 +36,7 @@ def test_the_card_names_the_recipe_s_length() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_card_states_what_the_evaluation_prints() -> None:
     stated = figures(CARD.splitlines())
     printed = figures(report(Subject.load(checkpoint_path()), num_questions=300, num_stories=300, seed=0))
