@@ -1,0 +1,1 @@
+"""One model in stages on several machines: a coordinator and its peers."""
