@@ -1,0 +1,118 @@
+"""The coordinator's books: the order of steps, what every stage holds, and what is committed.
+
+A step's output is committed if, and only if, it is of the current epoch and every step before it is committed. When
+stages are lost an epoch begins: all steps that are not committed are numbered anew and sent again, and ahead of each
+goes what rebuilds the KV that it reads and some stage lacks. A token is a function of its prefix, so what comes out
+is what would have come out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from distllm.engine.interface import BLOCK_SIZE, SequenceChunk, StepInput, StepOutput
+from distllm.engine.pipeline.protocol.block_mirror import BlockTokens, Fills, without_copies_of
+from distllm.engine.pipeline.protocol.steps import NumberedStep
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A step of the scheduler's and what it yielded."""
+
+    step: StepInput
+    output: StepOutput
+
+
+class StepLog:
+    """`append` and `commit` steps; `begin_epoch` when stages change.
+
+    `max_tokens` bounds a step that rebuilds. `epoch` is the first, above any that a stage may remember.
+    """
+
+    def __init__(
+        self, num_stages: int, num_blocks: int, max_tokens: int, epoch: int = 0, block_size: int = BLOCK_SIZE
+    ) -> None:
+        self.epoch = epoch
+        self.num_stages = num_stages
+        self._max_tokens = max(max_tokens, block_size)  # whole blocks, or there would be no progress
+        self._tokens = BlockTokens(num_blocks, block_size)
+        self._committed = Fills.none(num_stages, num_blocks, block_size)  # what every stage has at least
+        self._expected = Fills.none(num_stages, num_blocks, block_size)  # once it has applied all that was sent
+        self._under_way: dict[int, tuple[NumberedStep, StepInput]] = {}  # with the step as the scheduler made it
+        self._outputs: dict[int, StepOutput] = {}
+        self._next_number = 0
+        self._next_commit = 0
+
+    @property
+    def num_committed(self) -> int:
+        """How many steps of this epoch are: stages may forget what they know of those."""
+        return self._next_commit
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._under_way
+
+    def append(self, step: StepInput) -> list[NumberedStep]:
+        """What to send for a step of the scheduler's: it, and ahead of it what rebuilds the KV that it reads."""
+        sent = self._settle_copies(step)
+        self._tokens.note(StepInput(step.step_id, (), step.block_copies))
+        numbered = [self._number(rebuild, last) for rebuild, last in self._rebuilds(sent.chunks, step.step_id)]
+        self._tokens.note(StepInput(step.step_id, step.chunks))
+        numbered.append(self._number(sent, self.num_stages - 1, step))
+        return numbered
+
+    def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
+        """Take in an output that has come; the scheduler's steps that are committed by it, in order."""
+        if epoch != self.epoch or number not in self._under_way:
+            return []  # of another epoch, or committed before
+        self._outputs[number] = output
+        commits = []
+        while self._next_commit in self._outputs:
+            numbered, scheduled = self._under_way.pop(self._next_commit)
+            output = self._outputs.pop(self._next_commit)
+            self._committed.note(numbered.step, numbered.last_stage)
+            self._next_commit += 1
+            if not numbered.is_rebuild:
+                commits.append(Commit(scheduled, output))
+        return commits
+
+    def begin_epoch(self, held: Sequence[int | None]) -> list[NumberedStep]:
+        """Go on over new stages: stage i kept the KV of the old stage `held[i]`, or begins with none.
+
+        Returns what to send, once every stage has left the earlier epochs.
+        """
+        waiting = [step for numbered, step in self._under_way.values() if not numbered.is_rebuild]
+        self.epoch += 1
+        self.num_stages = len(held)
+        self._committed = self._committed.moved(held)
+        self._expected = self._committed.copy()
+        self._under_way.clear()
+        self._outputs.clear()
+        self._next_number = self._next_commit = 0
+        return [numbered for step in waiting for numbered in self.append(step)]
+
+    def _number(self, step: StepInput, last_stage: int, scheduled: StepInput | None = None) -> NumberedStep:
+        numbered = NumberedStep(self.epoch, self._next_number, last_stage, step, is_rebuild=scheduled is None)
+        self._expected.note(step, last_stage)
+        self._under_way[self._next_number] = (numbered, scheduled or step)
+        self._next_number += 1
+        return numbered
+
+    def _settle_copies(self, step: StepInput) -> StepInput:
+        """`step` without copies of what some stage lacks: what they would make is rebuilt from its tokens instead."""
+        lacking = [
+            copy
+            for copy in step.block_copies
+            if not self._expected.has_everywhere(copy.source, self._tokens.num_known(copy.source))
+        ]
+        for copy in lacking:
+            self._expected.forget(copy.destination)
+        return without_copies_of(step, lacking) if lacking else step
+
+    def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[tuple[StepInput, int]]:
+        """Steps, each with its last stage, after which every stage has the prefix of each of `chunks`."""
+        for chunk in chunks:
+            while missing := self._expected.missing(chunk.block_table, chunk.num_computed_before):
+                stop = min(chunk.num_computed_before, missing.start + self._max_tokens)
+                tokens = self._tokens.known(chunk.block_table, missing.start, stop)
+                prefix = SequenceChunk(chunk.sequence_id, tokens, missing.start, chunk.block_table, sample=None)
+                yield StepInput(step_id, [prefix]), missing.last_stage
