@@ -1,1 +1,1 @@
-"""Exactly-once steps over stages that fail: epochs, a stage's log length, the commit index. Pure: no clock, no socket."""
+"""Exactly-once steps over stages that fail: epochs, a stage's log length, the commit index. No clock, no socket."""

@@ -1,6 +1,6 @@
-"""What the coordinator knows of the KV on every stage: which tokens each block holds, and how far each stage has them.
+"""What the coordinator knows of the KV on every stage: the tokens of each block, and how far each stage has them.
 
-A stage that is replaced has nothing. What it needs is rebuilt when a step reads it, from the tokens that are kept here.
+A stage that is replaced has none. What it needs is rebuilt when a step reads it, from the tokens kept here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from distllm.engine.interface import BlockCopy, BlockId, SequenceChunk, StepInpu
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Where a chunk's prefix begins to be missing on a stage, in tokens, and the last stage that lacks some of it."""
+    """Where a chunk's prefix begins to be missing, in tokens, and the last stage that lacks some of it."""
 
     start: int
     last_stage: int

@@ -1,9 +1,9 @@
 """The coordinator's books: the order of steps, what every stage holds, and what is committed.
 
-A step's output is committed if, and only if, it is of the current epoch and every step before it is committed. When
-stages are lost an epoch begins: all steps that are not committed are numbered anew and sent again, and ahead of each
-goes what rebuilds the KV that it reads and some stage lacks. A token is a function of its prefix, so what comes out
-is what would have come out.
+A step's output is committed if, and only if, it is of the current epoch and every step before it is committed.
+When stages are lost an epoch begins: all steps that are not committed are numbered anew and sent again, and ahead
+of each goes what rebuilds the KV that it reads and some stage lacks. A token is a function of its prefix, so what
+comes out is what would have come out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class StepLog:
     ) -> None:
         self.epoch = epoch
         self.num_stages = num_stages
-        self._max_tokens = max(max_tokens, block_size)  # whole blocks, or there would be no progress
+        self._max_tokens = max(max_tokens, block_size)  # whole blocks, to get on
         self._tokens = BlockTokens(num_blocks, block_size)
         self._committed = Fills.none(num_stages, num_blocks, block_size)  # what every stage has at least
         self._expected = Fills.none(num_stages, num_blocks, block_size)  # once it has applied all that was sent

@@ -1,7 +1,8 @@
-"""A pipeline of fake stages over a network that drops, repeats, delays and reorders, with stages that die and return.
+"""A pipeline of fake stages that die and return, over a network that drops, repeats, delays and reorders.
 
-The protocol's own code runs in virtual time; the model is a chain of hashes over what is read from physical KV slots,
-so a step applied twice, too early, in the wrong epoch or over KV that is not there changes tokens. One seed is one run.
+The protocol's own code runs in virtual time; the model is a chain of hashes over what is read from physical KV
+slots, so a step applied twice, too early, in the wrong epoch or over KV that is not there changes tokens. One seed
+is one run.
 """
 
 import heapq
@@ -9,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -102,7 +104,7 @@ def expected_tokens(request: EngineRequest, index: int, num_stages: int) -> list
 
 
 class Simulation:
-    """`run` drives some requests to their end. It raises AssertionError where an answer is late, wrong or double."""
+    """`run` drives requests to their end. It raises AssertionError where an answer is late, wrong or double."""
 
     def __init__(self, seed: int, rules: Rules) -> None:
         self.random = random.Random(seed)
@@ -128,7 +130,7 @@ class Simulation:
     def run(self) -> None:
         self._fence()
         for request in self.requests:
-            self._at(self.random.uniform(0, 3), lambda request=request: self._add(request))
+            self._at(self.random.uniform(0, 3), partial(self._add, request))
         for _ in range(self.random.randint(0, 5)):
             self._at(self.random.uniform(0, FAULTS_END_S), self._fault)
         while self._events and self.now_s < END_S:
@@ -182,9 +184,7 @@ class Simulation:
             self._post_until(
                 lambda: epoch == self.log.epoch,
                 stage,
-                lambda stage=stage, number=number, successor=successor: self._begin(
-                    stage, epoch, number, successor
-                ),
+                partial(self._begin, stage, epoch, number, successor),
             )
 
     def _replace(self, lost: Stage) -> None:
