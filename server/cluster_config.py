@@ -91,7 +91,7 @@ def _fault(config: ClusterConfig, allow_plaintext: bool) -> str | None:
     if not (network.encryption or coordinator.is_loopback or allow_plaintext):
         return (
             f"network.encryption: must be true where coordinator.host is {coordinator.host}: anyone on the way "
-            "could read prompts, and anyone join; set coordinator.host to 127.0.0.1, or insist with "
+            "could read and change prompts and answers; set coordinator.host to 127.0.0.1, or insist with "
             "--allow-plaintext"
         )
     return None
