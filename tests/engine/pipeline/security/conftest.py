@@ -1,6 +1,6 @@
 """A cluster to join, and identities in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,8 +9,6 @@ import pytest
 from distllm.engine.pipeline.security.authority import CERTIFICATE_LIFETIME, ClusterAuthority
 from distllm.engine.pipeline.security.identity import PeerIdentity, PendingIdentity
 from distllm.engine.pipeline.security.peer_id import PeerId
-
-MakeIdentity = Callable[..., PeerIdentity]
 
 
 @pytest.fixture
