@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from distllm import __version__
 from distllm.clients import InvalidCallError
-from distllm.server.commands import chat, complete, convert, evaluate, plan, quantize, serve
+from distllm.server.commands import chat, complete, convert, evaluate, plan, quantize, serve, token
 from distllm.server.config import InvalidSettings
 
 _DESCRIPTION = """\
@@ -21,11 +21,12 @@ The OpenAI-compatible inference server for whatever hardware you have.
   distllm quantize org/name ./out    write a checkpoint with INT8 or INT4 weights
   distllm convert org/name ./out     write one file a rank, which starts without slicing
   distllm eval a --against b         perplexity, and how far two models' predictions are apart
+  distllm token                      let another machine join the cluster
   distllm chat                       talk to a running server in the terminal
   distllm complete "Once upon"       stream one completion from a running server
 """
 
-_COMMANDS = (serve, plan, quantize, convert, evaluate, chat, complete)
+_COMMANDS = (serve, plan, quantize, convert, evaluate, token, chat, complete)
 _BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 
 

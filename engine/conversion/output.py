@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distllm.engine.byte_size import byte_size
+from distllm.engine.durable import locked, sync
 
 
 @contextlib.contextmanager
@@ -28,10 +29,10 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
         try:
             yield partial
             for path in (*partial.rglob("*"), partial):
-                _sync(path)
+                sync(path)
             check_free(out)
             os.rename(partial, out)  # over an empty directory, if there is one
-            _sync(out.parent)
+            sync(out.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -58,31 +59,11 @@ def check_room(out: Path, num_bytes: int) -> None:
 def _begin(out: Path, locks: contextlib.ExitStack) -> Path:
     """A new directory that is locked for as long as this process writes to it."""
     prefix = f".{out.name}.partial-"
-    with _locked(out.parent):
+    with locked(out.parent):
         for left in [path for path in out.parent.iterdir() if path.name.startswith(prefix)]:
-            with contextlib.suppress(BlockingIOError), _locked(left, fcntl.LOCK_NB):
+            with contextlib.suppress(BlockingIOError), locked(left, fcntl.LOCK_NB):
                 shutil.rmtree(left, ignore_errors=True)
         partial = out.parent / f"{prefix}{secrets.token_hex(4)}"
         partial.mkdir()
-        locks.enter_context(_locked(partial))
+        locks.enter_context(locked(partial))
     return partial
-
-
-@contextlib.contextmanager
-def _locked(directory: Path, flags: int = 0) -> Iterator[None]:
-    """Hold the lock of a directory, which ends with the process. Raises BlockingIOError with LOCK_NB."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or directory is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
