@@ -98,7 +98,7 @@ class StepLog:
         return numbered
 
     def _settle_copies(self, step: StepInput) -> StepInput:
-        """`step` without copies of what some stage lacks: what they would make is rebuilt from its tokens instead."""
+        """`step` without copies of what some stage lacks: that is rebuilt from its tokens instead."""
         lacking = [
             copy
             for copy in step.block_copies

@@ -1,0 +1,155 @@
+"""What a coordinator and its peers tell each other, beside activations. Plain values; every message is one frame."""
+
+from typing import Final
+
+import msgspec
+
+from distllm.engine.config import DtypeName, KvCacheDtypeName
+from distllm.engine.interface import ExecutorInfo, StepOutput
+from distllm.engine.quantization.config import QuantizationConfig
+
+CONTROL: Final = 1
+"""Kind of the frames whose header is one of the messages below."""
+STEP: Final = 2
+"""Kind of the frames whose header is a StepHeader, with the activations of its tokens unless for the first stage."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Any message but steps."""
+
+
+class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer is to load: layers [begin, end) of `num_layers`, and how. `numerics` None: what is fastest there."""
+
+    model: str
+    fingerprint: str
+    begin: int
+    end: int
+    num_layers: int
+    dtype: DtypeName
+    kv_cache_dtype: KvCacheDtypeName
+    quantization: QuantizationConfig | None
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    numerics: str | None = None
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a peer listens."""
+
+    peer_id: str
+    host: str
+    port: int
+
+
+# From the coordinator to a peer.
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """Load a stage beside those that are loaded."""
+
+    config: StageConfig
+
+
+class Fence(Message, frozen=True, kw_only=True):
+    """Leave all earlier epochs, and be stage `number` of this one, with a KV pool of `num_blocks`.
+
+    Steps come from `predecessor`, None for the coordinator, and go to `successor`, None for the tail.
+    """
+
+    epoch: int
+    config: StageConfig
+    number: int
+    num_blocks: int
+    predecessor: str | None
+    successor: Endpoint | None
+
+
+class Dismiss(Message, frozen=True, kw_only=True):
+    """Leave the cluster, and say `reason` to the operator."""
+
+    reason: str
+
+
+# From a peer to the coordinator.
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """A peer's first words on every connection. `boot` tells a peer that was started anew from one that was away."""
+
+    version: int
+    boot: str
+    endpoint: Endpoint
+    free_bytes: int
+
+
+class Beat(Message, frozen=True, kw_only=True):
+    """That a peer runs; `busy_s` is how long it has been computing its present step, 0 where it has none."""
+
+    boot: str
+    busy_s: float
+
+
+class Loading(Message, frozen=True, kw_only=True):
+    """How far loading is, from 0 to 1."""
+
+    config: StageConfig
+    activity: str
+    done: float
+
+
+class Loaded(Message, frozen=True, kw_only=True):
+    """A stage is ready. `info.num_blocks` are what its memory affords."""
+
+    config: StageConfig
+    info: ExecutorInfo
+
+
+class LoadFailed(Message, frozen=True, kw_only=True):
+    """A stage cannot be loaded; `reason` is for the operator."""
+
+    config: StageConfig
+    reason: str
+
+
+class Fenced(Message, frozen=True, kw_only=True):
+    """The peer has left all epochs before this one."""
+
+    epoch: int
+
+
+class FenceFailed(Message, frozen=True, kw_only=True):
+    """The peer cannot be the stage that it was told to be."""
+
+    epoch: int
+    reason: str
+
+
+class Result(Message, frozen=True, kw_only=True):
+    """What the last stage made of a step."""
+
+    epoch: int
+    number: int
+    output: StepOutput
+
+
+class EdgeDown(Message, frozen=True, kw_only=True):
+    """A stage cannot hand its activations on."""
+
+    epoch: int
+    successor: str
+    reason: str
+
+
+ToPeer = Load | Fence | Dismiss
+ToCoordinator = Hello | Beat | Loading | Loaded | LoadFailed | Fenced | FenceFailed | Result | EdgeDown
+
+
+class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """A NumberedStep on its way: `step` is an encoded StepInput, which stages hand on as it is."""
+
+    epoch: int
+    number: int
+    last_stage: int
+    step: msgspec.Raw

@@ -1,0 +1,110 @@
+"""An HTTP/2 client to one machine of the cluster, which proves who it is by its certificate."""
+
+import asyncio
+import gc
+import ipaddress
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pyreqwest.client import ClientBuilder
+from pyreqwest.exceptions import PyreqwestError
+
+from distllm.engine.pipeline.security.identity import PeerIdentity
+from distllm.engine.pipeline.security.peer_id import PeerId, server_name
+from distllm.engine.pipeline.transport.server import FRAME_BYTES, WINDOW_BYTES
+
+_SETTLE_S = 0.05
+"""The client's threads take that long to end; the interpreter must not end before them."""
+
+
+class Unreachable(ConnectionError):
+    """No answer: the machine, the way to it, or its certificate is at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a machine listens, and the id that its certificate must say."""
+
+    peer_id: PeerId
+    host: str
+    port: int
+
+
+class Http2Client:
+    """Close it. Each client has a connection of its own."""
+
+    def __init__(self, address: Address, ip: str, identity: PeerIdentity | None, authority_pem: bytes | None) -> None:
+        name = server_name(address.peer_id)
+        builder = (
+            ClientBuilder()
+            .http2_prior_knowledge()
+            .https_only(True)
+            .no_proxy()
+            .follow_redirects(False)
+            .resolve(name, ip, address.port)
+            .http2_initial_stream_window_size(WINDOW_BYTES)
+            .http2_initial_connection_window_size(WINDOW_BYTES)
+            .http2_max_frame_size(FRAME_BYTES)
+            .pool_idle_timeout(None)
+            .connect_timeout(timedelta(seconds=5))
+        )
+        if authority_pem is None:
+            builder = builder.danger_accept_invalid_certs(True)
+        else:
+            builder = builder.add_root_certificate_pem(authority_pem)
+        if identity is not None:
+            builder = builder.identity_pem(identity.key_pem + identity.certificate_pem)
+        self.address = address
+        self._url = f"https://{name}:{address.port}"
+        self._client = builder.build()
+
+    @classmethod
+    async def open(cls, address: Address, identity: PeerIdentity) -> "Http2Client":
+        """A client that takes no other machine for this one. Raises Unreachable where the name is not known."""
+        return cls(address, await resolve(address), identity, identity.authority_pem)
+
+    async def post(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """Status and body of the answer. Raises Unreachable."""
+        request = self._client.post(self._url + path).body_bytes(body).timeout(timedelta(seconds=timeout_s)).build()
+        try:
+            response = await request.send()
+            return response.status, bytes(await response.bytes())
+        except PyreqwestError as error:
+            raise Unreachable(self._reason(error)) from None
+
+    async def stream(self, path: str) -> AsyncIterator[memoryview]:
+        """What comes down a stream, piece by piece, until it ends. Raises Unreachable."""
+        try:
+            request = self._client.get(self._url + path).streamed_read_buffer_limit(0).build_streamed()
+            async with request as response:
+                if response.status != 200:
+                    raise Unreachable(bytes(await response.bytes()).decode(errors="replace"))
+                while (piece := await response.body_reader.read_chunk()) is not None:
+                    yield memoryview(piece)
+        except PyreqwestError as error:
+            raise Unreachable(self._reason(error)) from None
+
+    async def close(self) -> None:
+        await self._client.close()
+        del self._client
+        gc.collect()
+        await asyncio.sleep(_SETTLE_S)
+
+    def _reason(self, error: PyreqwestError) -> str:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"{self.address.peer_id} at {self.address.host}:{self.address.port} cannot be reached: {lines[0]}"
+
+
+async def resolve(address: Address) -> str:
+    """The IP address of a host. Raises Unreachable."""
+    try:
+        ipaddress.ip_address(address.host)
+        return address.host
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port)
+    except OSError as error:
+        raise Unreachable(f"{address.host} has no address: {error.strerror}") from None
+    return str(found[0][4][0])
