@@ -187,16 +187,27 @@ def find_shards(path: Path) -> list[Path]:
 
 def indexed_files(index: Path) -> list[Path]:
     """The files that an index names, beside it. Raises CheckpointError where one is missing."""
+    return present_files(index.parent, read_index(index).values())
+
+
+def read_index(index: Path) -> Mapping[str, str]:
+    """The name of the file that each tensor is in. Raises CheckpointError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
-    if any(Path(name).name != name for name in names):
+    files = {name: str(file) for name, file in weight_map.items()}
+    if any(Path(file).name != file for file in files.values()):
         raise CheckpointError(f"{index} names a file outside the checkpoint")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    return files
+
+
+def present_files(directory: Path, names: Iterable[str]) -> list[Path]:
+    """The files of `names`, each once and in order. Raises CheckpointError where one is missing."""
+    names = sorted(set(names))
+    missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
-    return [index.parent / name for name in names]
+        raise CheckpointError(f"{directory} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
+    return [directory / name for name in names]
 
 
 def read_header(shard: Path) -> list[StoredTensor]:

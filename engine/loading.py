@@ -129,6 +129,17 @@ def check_loadable(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         load_weights(checkpoint, model, dtype, torch.device("meta"))
 
 
+def refuse_unexpected(checkpoint: Checkpoint, model: PreTrainedModel, names: set[str]) -> None:
+    """Raises CheckpointError where the model has no place for tensors of `names`, but for those that it ignores."""
+    ignored = {*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
+    unexpected = _without(names, ignored)
+    if unexpected:
+        raise CheckpointError(
+            f"{checkpoint.path} has {len(unexpected)} tensors that {type(model).__name__} has no place for, "
+            f"first {min(unexpected)}"
+        )
+
+
 def _check_dtype(checkpoint: Checkpoint) -> None:
     name = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     if isinstance(name, str) and not isinstance(getattr(torch, name, None), torch.dtype):
@@ -191,13 +202,7 @@ def _check_complete(checkpoint: Checkpoint, model: PreTrainedModel, info: LoadSt
     )
     if missing:
         raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} tensors, first {min(missing)}")
-    ignored = {*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"}
-    unexpected = _without(info.unexpected_keys, ignored)
-    if unexpected:
-        raise CheckpointError(
-            f"{checkpoint.path} has {len(unexpected)} tensors that {type(model).__name__} has no place for, "
-            f"first {min(unexpected)}"
-        )
+    refuse_unexpected(checkpoint, model, info.unexpected_keys)
 
 
 def _without(names: set[str], patterns: "set[str] | list[str] | None") -> set[str]:

@@ -28,10 +28,15 @@ from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, check_loadable, load_config, load_weights
 from distllm.engine.offload.start import Settled, open_lane
+from distllm.engine.pipeline.layer_range import LayerRange
+from distllm.engine.pipeline.stage_model.boundary import Boundary
+from distllm.engine.pipeline.stage_model.plan import plan_stage
+from distllm.engine.pipeline.stage_model.stage_forward import StageForward
+from distllm.engine.pipeline.stage_model.stage_loading import load_stage
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
 from distllm.engine.quantization.family import numerics_family
-from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_logits
+from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_outputs
 from distllm.engine.stage_log import StageLog
 from distllm.engine.weight_placement import WeightPlacement
 
@@ -42,7 +47,7 @@ _KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 class ServedModel:
     """A model whose modules attend to a paged cache that it has yet to be given.
 
-    `sharding` is None where it is whole. `weight_bytes` are those that this process holds, or brings in every step
+    `sharding` is None unless it is shared by ranks, `boundary` unless it is a stage. `weight_bytes` are those that this process holds, or brings in every step
     where layers are `offloaded`.
     """
 
@@ -56,6 +61,7 @@ class ServedModel:
     weight_bytes: int
     sharding: Sharding | None
     offloaded: Settled | None
+    boundary: Boundary | None
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +70,11 @@ class ServedModel:
     def pool_need(self, config: EngineConfig) -> PoolNeed:
         """What this process's part of the KV pool takes."""
         return _pool_need(config, self.model, self.layers, self.max_model_len, self.kv_dtype)
+
+    def stage_over(self, num_blocks: int) -> StageForward:
+        """The stage that this is, with a cache of so many blocks of its layers' KV."""
+        assert self.boundary is not None, "the whole model is no stage"
+        return StageForward(self.forward_over(num_blocks), self.boundary, self.dtype)
 
     def pool_config(self, config: EngineConfig, block_bytes: int) -> EngineConfig:
         """`config` with the part of the memory that the pool got, where layers and pool had to share it.
@@ -80,7 +91,7 @@ class ServedModel:
         cache = PagedCache(self.compute.attention, shapes, num_blocks, kv_dtype or self.kv_dtype)
         for layer, paged in zip(self.layers, cache.layers, strict=True):
             attach(layer.module, paged)
-        return ModelForward(self.model, cache)
+        return ModelForward(self.model, cache, self.boundary)
 
     def info(self, num_blocks: int, block_bytes: int, weight_bytes: int, load_s: float) -> ExecutorInfo:
         """What an executor over this model tells of itself; bytes are those of all ranks."""
@@ -103,34 +114,44 @@ class ServedModel:
         )
 
 
-def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup | None = None) -> ServedModel:
-    """Load `config.model`, or the part of this rank of `group`, and put the kernels under it.
+def prepare_model(
+    config: EngineConfig, on_progress: Progress, group: RankGroup | None = None, layers: LayerRange | None = None
+) -> ServedModel:
+    """Load `config.model`, or the part of this rank of `group`, or these `layers`, and put the kernels under it.
 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
+    if group is not None and layers is not None:
+        raise ValueError("a stage cannot be shared by ranks: use --tensor-parallel-size 1 on this peer")
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     device = resolve_device(config.device, 0 if group is None else group.local_rank)
-    checkpoint = open_for_rank(Path(config.model), rank, size)
+    stage = None if layers is None else plan_stage(Path(config.model), layers)
+    checkpoint = open_for_rank(Path(config.model), rank, size) if stage is None else stage.checkpoint
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype, numerics_family(checkpoint, config), group)
     lane = open_lane(config, device)
     on_progress("reading the checkpoint", 0.0)
-    stages = StageLog(rank, size)
+    log = StageLog(rank, size)
     host = device if lane is None else torch.device("cpu")
     rank_of_size = None if group is None else (rank, size)
     leaves_unread = compute.kernels is not None or lane is not None
-    model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
-    stages.loaded(model, sharding)
-    layers = discover_layers(model)
+    sharding: Sharding | None = None
+    boundary: Boundary | None = None
+    if stage is None:
+        model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
+    else:
+        model, boundary = load_stage(stage, dtype, host, leaves_unread=leaves_unread)
+    log.loaded(model, sharding, layers)
+    attending = discover_layers(model, layers)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
     kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
-    need = _pool_need(config, model, layers, max_model_len, kv_dtype)
-    weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, layers, need)
-    stages.quantized(model, weights.schemes)
+    need = _pool_need(config, model, attending, max_model_len, kv_dtype)
+    weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, attending, need)
+    log.quantized(model, weights.schemes)
     served = ServedModel(
         model,
-        layers,
+        attending,
         compute,
         dtype,
         kv_dtype,
@@ -139,8 +160,9 @@ def prepare_model(config: EngineConfig, on_progress: Progress, group: RankGroup 
         weights.num_bytes,
         sharding,
         weights.offloaded,
+        boundary,
     )
-    return _inject_modules(served, group, stages)
+    return _inject_modules(served, group, log)
 
 
 def _inject_modules(served: ServedModel, group: RankGroup | None, stages: StageLog) -> ServedModel:
@@ -148,7 +170,7 @@ def _inject_modules(served: ServedModel, group: RankGroup | None, stages: StageL
     model, layers = served.model, served.layers
     if served.sharding is not None and group is not None:
         connect(model, served.sharding, group)
-    expected = plain_logits(model)
+    expected = plain_outputs(model, served.boundary)
     if served.compute.kernels is not None:
         layers = fuse_modules(model, layers, served.compute.kernels)
     stages.injected(model)

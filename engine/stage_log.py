@@ -11,6 +11,7 @@ from distllm.engine.distributed.sharding import Sharding
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.quantizing import Schemes
 from distllm.engine.injection.weights import weights_of
+from distllm.engine.pipeline.layer_range import LayerRange
 
 logger = logging.getLogger("distllm.engine")
 
@@ -22,12 +23,12 @@ class StageLog:
         self._prefix = "" if size == 1 else f"rank {rank} of {size} "
         self._last_s = time.monotonic()
 
-    def loaded(self, model: nn.Module, sharding: Sharding | None) -> None:
+    def loaded(self, model: nn.Module, sharding: Sharding | None, layers: LayerRange | None) -> None:
         num_bytes = sum(
             weight.nbytes if isinstance(weight, Tensor) else weight.dense_bytes for weight in weights_of(model)
         )
         if sharding is None:
-            self._note(f"loaded {type(model).__name__}, {num_bytes:,} bytes, whole")
+            self._note(f"loaded {type(model).__name__}, {num_bytes:,} bytes, {layers or 'whole'}")
             return
         self._note(
             f"sharded {type(model).__name__}: {num_bytes:,} bytes, {len(sharding.parts)} parameters divided, "

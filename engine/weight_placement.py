@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from distllm.engine.compute import Compute
 from distllm.engine.config import EngineConfig
+from distllm.engine.decoder_layers import NoDecoderLayers, find_decoder_layers
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.plain_weights import leave_plain, place_plain_weights
@@ -18,7 +19,7 @@ from distllm.engine.injection.quantizing import Schemes, choose_schemes
 from distllm.engine.injection.unread_weight import UnreadWeight
 from distllm.engine.injection.weights import weights_of
 from distllm.engine.memory import giving_back_freed_memory
-from distllm.engine.offload.decoder_layers import find_decoder_layers
+from distllm.engine.offload.errors import OffloadError
 from distllm.engine.offload.lanes import Lane
 from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, settle_layers
@@ -55,7 +56,10 @@ class WeightPlacement:
         schemes = {} if quantization is None else choose_schemes(model, quantization)
         if self.lane is None:
             return PlacedWeights(schemes, self._inject(model, schemes, None), None)
-        decoder_layers = find_decoder_layers(model, [layer.module for layer in layers])
+        try:
+            decoder_layers = find_decoder_layers(model, [layer.module for layer in layers])
+        except NoDecoderLayers as error:
+            raise OffloadError(f"{error}: start without --offload") from None
         offloader = Offloader(model, decoder_layers, self.lane)
         with giving_back_freed_memory():
             num_bytes = self._inject(model, schemes, offloader)

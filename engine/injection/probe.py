@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from distllm.engine.attention.interface import AttentionCall
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.injection.attention import ATTENTION_NAME, CHECKED_NAME, LayerShape, attach, detach
+from distllm.engine.pipeline.layer_range import LayerRange
+from distllm.engine.pipeline.stage_model.boundary import run_model
 
 _PAGED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "attention"})
 
@@ -63,8 +65,11 @@ class _WithoutProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
-    """The attending modules in the order in which they are called. Raises CheckpointError."""
+def discover_layers(model: PreTrainedModel, held: LayerRange | None = None) -> list[DiscoveredLayer]:
+    """The attending modules in the order in which they are called. Raises CheckpointError.
+
+    `held` are the layers that the model has not left to other stages.
+    """
     _check_signature(model)
     layers: list[DiscoveredLayer] = []
     for module in model.modules():
@@ -80,16 +85,17 @@ def discover_layers(model: PreTrainedModel) -> list[DiscoveredLayer]:
         model.set_attn_implementation(ATTENTION_NAME)
         for module in model.modules():
             detach(module)
-    _check_layers(model, layers)
+    _check_layers(model, layers, held)
     return layers
 
 
 @torch.inference_mode()
 def forward(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, rows: Tensor) -> Tensor:
-    """Logits of the given rows of one flattened batch: [1, num_tokens] -> [num_rows, vocab_size]."""
-    output = model(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=rows)
-    logits: Tensor = output.logits[0]
-    return logits
+    """Logits of the given rows of one flattened batch: [1, num_tokens] -> [num_rows, vocab_size].
+
+    Of a stage that is not the last: activations of every token, [num_tokens, width].
+    """
+    return run_model(model, input_ids=input_ids, position_ids=position_ids, logits_to_keep=rows)[0]
 
 
 def describe(error: Exception) -> str:
@@ -108,16 +114,15 @@ def _check_signature(model: PreTrainedModel) -> None:
             raise refusal(model, f"its forward takes no {name}")
 
 
-def _check_layers(model: PreTrainedModel, layers: list[DiscoveredLayer]) -> None:
+def _check_layers(model: PreTrainedModel, layers: list[DiscoveredLayer], held: LayerRange | None) -> None:
     config = model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None) or []
+    held = held or LayerRange(0, config.num_hidden_layers, config.num_hidden_layers)
+    layer_types = (getattr(config, "layer_types", None) or [])[held.begin : held.end]
     unknown = sorted(set(layer_types) - _PAGED_LAYER_TYPES)
     if unknown:
         raise refusal(model, f"it has layers of type {unknown[0]}")
-    if len(layers) != config.num_hidden_layers:
-        raise refusal(
-            model, f"its {config.num_hidden_layers} layers called the attention interface {len(layers)} times"
-        )
+    if len(layers) != len(held):
+        raise refusal(model, f"its {len(held)} layers called the attention interface {len(layers)} times")
     if len({id(layer.module) for layer in layers}) != len(layers):
         raise refusal(model, "several of its layers share one attention module")
     for layer_type, layer in zip(layer_types, layers, strict=bool(layer_types)):

@@ -26,6 +26,8 @@ def choose_schemes(model: PreTrainedModel, config: QuantizationConfig) -> Scheme
     schemes: dict[nn.Module, WeightScheme] = {}
     vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
     for name, module in model.named_modules():
+        if weight_of(module) is None and not has_experts(module):
+            continue  # nothing of its own, or another stage's
         if module in vocabulary:
             schemes[module] = config.vocabulary
         elif is_quantizable(name, module):

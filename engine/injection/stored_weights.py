@@ -186,6 +186,14 @@ class PlaceFinder:
             )
         return name, (expert, merge.place)
 
+    def parameter_of(self, key: str) -> str | None:
+        """The parameter or buffer that a stored tensor becomes a part of, alone or with others of its layer."""
+        for candidate in (key, f"{key.rpartition('.')[0]}.weight"):
+            name, _ = self.find(candidate)
+            if name in self._state:
+                return name
+        return None
+
     def find(self, key: str) -> tuple[str, Merge | None]:
         """What a stored tensor is called in the model, and how it becomes a part of that if it does."""
         name, pattern = rename_source_key(key, self._renamings, self._converters, self._prefix, self._state)
