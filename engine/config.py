@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distllm.engine.distributed.launcher.launch import LaunchedRanks
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.quantization.config import QuantizationConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -33,6 +34,7 @@ class EngineConfig:
     `quantization` quantizes the weights while they load; None takes them as they are stored.
     `injection_policy` names, by the class of a layer, the linear layers whose partial outputs are added up over
     ranks ("parent.child"), in place of the model's own sharding plan.
+    With a `cluster` the model runs on its peers, and this engine coordinates them.
     `kv_cache_dtype` auto keeps KV in the type of the weights; int8 and fp8 add a scale for each token and head.
     """
 
@@ -57,3 +59,4 @@ class EngineConfig:
     injection_policy: Mapping[str, tuple[str, ...]] | None = None
     kv_cache_dtype: KvCacheDtypeName = "auto"
     launched: LaunchedRanks | None = None
+    cluster: ClusterSettings | None = None

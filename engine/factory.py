@@ -1,4 +1,4 @@
-"""Builds the executor that serves a checkpoint: on one device, or over ranks."""
+"""Builds the executor that serves a checkpoint: on one device, over ranks, or over peers."""
 
 import time
 from dataclasses import replace
@@ -22,6 +22,10 @@ def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost 
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
+    if config.cluster is not None:
+        from distllm.engine.executor.pipeline import start_pipeline
+
+        return start_pipeline(config, on_progress, on_lost)
     config = replace(config, tensor_parallel_size=num_ranks(config))
     check_offload(config, config.device)
     if config.tensor_parallel_size != 1:

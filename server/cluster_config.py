@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.server.config import InvalidSettings, Section
 from distllm.server.config_file import read_config_file
 from distllm.server.setting_words import describe
@@ -26,6 +27,7 @@ class CoordinatorSection(ClusterSection):
     host: str = Field("0.0.0.0", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(5555, ge=0, le=65535, description="port for peers; 0 lets the system choose")
     dashboard_port: int = Field(8080, ge=0, le=65535, description="port of the page of peers; 0 lets it choose")
+    num_stages: int = Field(1, ge=1, le=1024, description="peers that share the model's layers; others stand by")
     max_workers: int = Field(16, ge=1, le=1024, description="most peers that may be joined at once")
 
     @property
@@ -76,6 +78,19 @@ def load_cluster_config(path: Path, allow_plaintext: bool = False) -> ClusterCon
     if fault := _fault(config, allow_plaintext):
         raise InvalidSettings(f"config file {path}: setting {fault}")
     return config
+
+
+def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
+    """What the engine must know."""
+    return ClusterSettings(
+        host=config.coordinator.host,
+        port=config.coordinator.port,
+        state_dir=str(state_dir.absolute()),
+        num_stages=config.coordinator.num_stages,
+        max_peers=config.coordinator.max_workers,
+        beat_s=config.network.heartbeat_interval_seconds,
+        max_message_bytes=config.network.max_message_size_mb << 20,
+    )
 
 
 def _fault(config: ClusterConfig, allow_plaintext: bool) -> str | None:

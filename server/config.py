@@ -134,6 +134,18 @@ class EngineSection(Section):
     )
 
 
+class ClusterSection(Section):
+    """Serving over other machines."""
+
+    coordinator: Path | None = Field(
+        None, description="cluster.yaml: run the model on peers that join this machine"
+    )
+    state: Path | None = Field(
+        None, description="folder of the cluster's authority and tokens; none: ~/.local/state/distllm/cluster"
+    )
+    allow_plaintext: bool = Field(False, description="accept network.encryption: false beyond this machine")
+
+
 class Settings(BaseSettings):
     """All settings. Build with `config_sources.load_settings`."""
 
@@ -143,6 +155,7 @@ class Settings(BaseSettings):
     model: ModelSection = ModelSection()
     scheduler: SchedulerSection = SchedulerSection()
     engine: EngineSection = EngineSection()
+    cluster: ClusterSection = ClusterSection()
 
 
 def sections() -> dict[str, type[Section]]:
@@ -152,6 +165,7 @@ def sections() -> dict[str, type[Section]]:
         "model": ModelSection,
         "scheduler": SchedulerSection,
         "engine": EngineSection,
+        "cluster": ClusterSection,
     }
 
 

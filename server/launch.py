@@ -29,12 +29,15 @@ from distllm.engine.distributed.launcher.rendezvous import listen_for_ranks
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
+from distllm.engine.pipeline.security.state_dir import default_cluster_dir
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
-from distllm.server.config import EngineSection, Settings
+from distllm.server.cluster_config import cluster_settings, load_cluster_config
+from distllm.server.config import ClusterSection, EngineSection, Settings
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
@@ -118,6 +121,7 @@ def start_message(
             quantization=settings.model.quantization_config,
             injection_policy=injection_policy,
             launched=launched,
+            cluster=_cluster(settings.cluster),
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=scheduler.max_num_seqs,
@@ -127,6 +131,14 @@ def start_message(
         ),
         log_level=settings.server.log_level,
     )
+
+
+def _cluster(cluster: ClusterSection) -> ClusterSettings | None:
+    """Raises InvalidSettings."""
+    if cluster.coordinator is None:
+        return None
+    config = load_cluster_config(cluster.coordinator, cluster.allow_plaintext)
+    return cluster_settings(config, cluster.state or default_cluster_dir())
 
 
 def _num_ranks(engine: EngineSection, checkpoint: Path, launched: LaunchedRanks | None) -> int | None:

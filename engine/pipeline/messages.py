@@ -152,4 +152,5 @@ class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     number: int
     last_stage: int
+    is_rebuild: bool
     step: msgspec.Raw

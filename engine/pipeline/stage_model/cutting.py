@@ -33,7 +33,9 @@ def cut(
     names = tuple(model.state_dict())
     held = parts.held_by(layers, names)
     model.all_tied_weights_keys = {
-        target: source for target, source in model.all_tied_weights_keys.items() if target in held and source in held
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if target in held and source in held
     }
     for name in (parts.before | parts.after) - held:
         _leave_absent(model, name, dtype, device)

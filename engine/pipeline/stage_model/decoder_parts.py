@@ -39,7 +39,9 @@ class DecoderParts:
     def held_by(self, layers: LayerRange, names: Iterable[str]) -> set[str]:
         """Those of a model's parameters and stored buffers, by `names`, that a stage of `layers` holds."""
         within = tuple(f"{name}." for name in self.layers[layers.begin : layers.end])
-        outside = (self.before if layers.is_first else frozenset()) | (self.after if layers.is_last else frozenset())
+        outside = (self.before if layers.is_first else frozenset()) | (
+            self.after if layers.is_last else frozenset()
+        )
         return {name for name in names if name.startswith(within) or name in outside}
 
 

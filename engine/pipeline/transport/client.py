@@ -34,7 +34,9 @@ class Address:
 class Http2Client:
     """Close it. Each client has a connection of its own."""
 
-    def __init__(self, address: Address, ip: str, identity: PeerIdentity | None, authority_pem: bytes | None) -> None:
+    def __init__(
+        self, address: Address, ip: str, identity: PeerIdentity | None, authority_pem: bytes | None
+    ) -> None:
         name = server_name(address.peer_id)
         builder = (
             ClientBuilder()
@@ -74,12 +76,13 @@ class Http2Client:
             raise Unreachable(self._reason(error)) from None
 
     async def stream(self, path: str) -> AsyncIterator[memoryview]:
-        """What comes down a stream, piece by piece, until it ends. Raises Unreachable."""
+        """What comes down a stream, piece by piece, until it ends; an empty one when it begins. Raises Unreachable."""
         try:
             request = self._client.get(self._url + path).streamed_read_buffer_limit(0).build_streamed()
             async with request as response:
                 if response.status != 200:
                     raise Unreachable(bytes(await response.bytes()).decode(errors="replace"))
+                yield memoryview(b"")
                 while (piece := await response.body_reader.read_chunk()) is not None:
                     yield memoryview(piece)
         except PyreqwestError as error:

@@ -1,0 +1,135 @@
+"""Runs steps over stages on other machines. This process is their coordinator."""
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+
+from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.config import EngineConfig
+from distllm.engine.context_length import resolve_length, supported_length
+from distllm.engine.dtypes import resolve_dtype
+from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
+from distllm.engine.loading import load_config
+from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.reception import Reception
+from distllm.engine.pipeline.messages import Loading, StageConfig
+from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.identity_files import IdentityFiles
+from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.security.token_store import TokenStore
+from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.pipeline.transport.server import Http2Server
+from distllm.engine.progress import OnLost, Progress
+
+logger = logging.getLogger("distllm.pipeline")
+
+
+class PipelineExecutor:
+    """An Executor whose steps are under way on several machines at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pipeline: Pipeline, info: ExecutorInfo) -> None:
+        self._loop = loop
+        self._pipeline = pipeline
+        self._info = info
+
+    @property
+    def info(self) -> ExecutorInfo:
+        return self._info
+
+    @property
+    def max_in_flight(self) -> int:
+        return max(1, self._pipeline.num_stages)
+
+    def submit(self, step: StepInput) -> "Future[StepOutput]":
+        """Begin the step. It is done once, and exactly as if no stage ever failed."""
+        future: Future[StepOutput] = Future()
+        self._loop.call_soon_threadsafe(self._pipeline.append, step, future)
+        return future
+
+    def close(self) -> None:
+        """End the coordinator. Peers wait for another."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def start_pipeline(config: EngineConfig, on_progress: Progress, on_lost: OnLost) -> PipelineExecutor:
+    """Coordinate peers; returns once enough have joined and loaded their layers.
+
+    Raises CheckpointError, ClusterStateError, ValueError or OSError, each with one line for the operator.
+    """
+    assert config.cluster is not None
+    whole = describe_model(config)
+    started: Future[PipelineExecutor] = Future()
+
+    def run() -> None:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        coordinating = loop.create_task(_coordinate(config.cluster, whole, on_progress, started))
+        coordinating.add_done_callback(lambda task: _end(task, started, on_lost))
+        loop.run_forever()
+
+    threading.Thread(target=run, name="coordinator", daemon=True).start()
+    return started.result()
+
+
+def _end(task: "asyncio.Task[None]", started: "Future[PipelineExecutor]", on_lost: OnLost) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is None:
+        return
+    if not started.done():
+        started.set_exception(error)
+    else:
+        logger.error("the coordinator failed", exc_info=error)
+        on_lost(f"the coordinator failed: {error}")
+
+
+async def _coordinate(
+    settings: ClusterSettings, whole: StageConfig, on_progress: Progress, started: "Future[PipelineExecutor]"
+) -> None:
+    state_dir, now = Path(settings.state_dir), datetime.now(UTC)
+    authority = ClusterAuthority.open(state_dir, now)
+    files = IdentityFiles.keep(authority.issue_own([], now), state_dir / "coordinator")
+    members = Members()
+    pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s)
+
+    def on_loading(peer_id: PeerId, loading: Loading) -> None:
+        on_progress(f"{peer_id}: {loading.activity}", loading.done)
+
+    tokens = TokenStore(state_dir, authority.fingerprint)
+    reception = Reception(authority, tokens, members, settings.max_peers, pipeline.take_result, on_loading)
+    server = Http2Server(reception.app(settings.max_message_bytes), settings.host, settings.port, files)
+    port = await server.start()
+    logger.info("peers may join at %s:%d", settings.host, port)
+    running = asyncio.ensure_future(pipeline.run())
+    while not (running.done() or pipeline.ready.done()):
+        num_present = len(members.connected())
+        if num_present < settings.num_stages:
+            on_progress(f"waiting for peers at port {port}: {num_present} of {settings.num_stages} are here", 0.0)
+        await asyncio.wait({running, pipeline.ready}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+    if pipeline.ready.done():
+        started.set_result(PipelineExecutor(asyncio.get_running_loop(), pipeline, pipeline.ready.result()))
+    await running
+
+
+def describe_model(config: EngineConfig) -> StageConfig:
+    """The whole model as one stage. Raises CheckpointError or ValueError."""
+    path = Path(config.model)
+    checkpoint = open_checkpoint(path)
+    text = load_config(checkpoint).get_text_config()
+    return StageConfig(
+        model=path.name,
+        fingerprint="",
+        begin=0,
+        end=text.num_hidden_layers,
+        num_layers=text.num_hidden_layers,
+        dtype=resolve_dtype(config.dtype, checkpoint, "cpu"),
+        kv_cache_dtype=config.kv_cache_dtype,
+        quantization=config.quantization,
+        max_model_len=resolve_length(config.max_model_len, supported_length(checkpoint.text_config)),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        numerics=config.numerics,
+    )

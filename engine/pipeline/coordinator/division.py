@@ -1,0 +1,40 @@
+"""Which peer gets which layers. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Layers = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A stage's layers [begin, end) and the peer that serves it, None where nobody does."""
+
+    layers: Layers
+    peer: str | None
+
+
+def divide_evenly(num_layers: int, num_stages: int) -> list[Layers]:
+    """Contiguous ranges, whose lengths differ by one layer at most."""
+    bounds = [num_layers * number // num_stages for number in range(num_stages + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def seat_peers(
+    seats: Sequence[Seat], present: Sequence[str], has_loaded: Callable[[str, Layers], bool]
+) -> list[Seat] | None:
+    """The same stages with a peer each: who has a seat keeps it; an empty one goes to a peer that has its layers.
+
+    None where there are fewer peers than stages.
+    """
+    kept = [Seat(seat.layers, seat.peer if seat.peer in present else None) for seat in seats]
+    taken = {seat.peer for seat in kept}
+    free = [peer for peer in present if peer not in taken]
+    for number, seat in enumerate(kept):
+        if seat.peer is None:
+            if not free:
+                return None
+            best = next((peer for peer in free if has_loaded(peer, seat.layers)), free[0])
+            free.remove(best)
+            kept[number] = Seat(seat.layers, best)
+    return kept

@@ -1,0 +1,230 @@
+"""The pipeline of the moment: which peers are its stages, the steps under way, and what happens when one is lost."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
+from distllm.engine.pipeline.coordinator.division import Seat, divide_evenly, seat_peers
+from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.messages import STEP, Fence, Load, Result, StageConfig, StepHeader
+from distllm.engine.pipeline.protocol.step_log import StepLog
+from distllm.engine.pipeline.protocol.steps import NumberedStep
+from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.wire.frame import encode_frame
+
+logger = logging.getLogger("distllm.pipeline")
+
+_LOOK_S = 0.05
+"""How often stages are looked after."""
+_FENCE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of the present pipeline. `boot` tells whether its peer still is the process that it was."""
+
+    config: StageConfig
+    peer_id: PeerId
+    boot: str
+
+
+class Pipeline:
+    """Runs in one event loop. `append` steps at any time once `ready` is done; they survive any loss of stages."""
+
+    def __init__(self, members: Members, whole: StageConfig, num_stages: int, silence_s: float) -> None:
+        self._members = members
+        self._whole = whole
+        self._silence_s = silence_s
+        self._num_stages = num_stages
+        self._numerics: dict[tuple[int, int], str] = {}
+        self._stages: list[Stage] = []
+        self._is_serving = False
+        self._log: StepLog | None = None
+        self._futures: dict[int, Future[StepOutput]] = {}
+        self._info: ExecutorInfo | None = None
+        self.ready: asyncio.Future[ExecutorInfo] = asyncio.get_running_loop().create_future()
+
+    @property
+    def num_stages(self) -> int:
+        return len(self._stages)
+
+    def append(self, step: StepInput, future: "Future[StepOutput]") -> None:
+        """Compute a step, after those that were appended before it."""
+        assert self._log is not None
+        self._futures[step.step_id] = future
+        numbered = self._log.append(step)
+        if self._is_serving:  # else it is sent with the epoch that is about to begin
+            self._send(numbered)
+
+    def take_result(self, result: Result) -> None:
+        if self._log is None:
+            return
+        for commit in self._log.commit(result.epoch, result.number, result.output):
+            self._futures.pop(commit.step.step_id).set_result(commit.output)
+
+    async def run(self) -> None:
+        """Form a pipeline, serve until a stage is lost, and form another, for ever."""
+        while True:
+            stages = await self._seat()
+            lost_s = time.monotonic()
+            if await self._begin_epoch(stages):
+                logger.info(
+                    "epoch %d begins after %.0f ms: %s",
+                    self._log.epoch if self._log else 0,
+                    1000 * (time.monotonic() - lost_s),
+                    " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages),
+                )
+                self._load_spares()
+                reason = await self._until_lost()
+                logger.warning("a stage is lost: %s", reason)
+            self._is_serving = False
+
+    async def _seat(self) -> list[Stage]:
+        """Stages whose peers are here and have loaded them."""
+        while True:
+            seats = self._seats()
+            if seats is not None and (stages := self._loaded(seats)) is not None:
+                return stages
+            await self._members.wait_for_change(1.0)
+
+    def _seats(self) -> list[Seat] | None:
+        """The same stages as before with other peers in the places of those lost, or as many as there are peers."""
+        present = [member.peer_id for member in self._members.connected() if self._is_fit(member)]
+        if self._stages:
+            before = [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
+        else:
+            before = [Seat(layers, None) for layers in divide_evenly(self._whole.num_layers, self._num_stages)]
+        return seat_peers(before, present, self._has_loaded)
+
+    def _is_fit(self, member: Member) -> bool:
+        return member.trouble is None and member.silent_s < max(self._silence_s, 10.0)
+
+    def _has_loaded(self, peer: str, layers: tuple[int, int]) -> bool:
+        return self._config(layers) in self._members[PeerId(peer)].loaded
+
+    def _config(self, layers: tuple[int, int]) -> StageConfig:
+        numerics = self._numerics.get(layers, self._whole.numerics)
+        return msgspec.structs.replace(self._whole, begin=layers[0], end=layers[1], numerics=numerics)
+
+    def _present_config(self, seat: Seat) -> StageConfig | None:
+        """What the peer of a seat serves there already."""
+        for stage in self._stages:
+            if stage.peer_id == seat.peer and (stage.config.begin, stage.config.end) == seat.layers:
+                return stage.config if stage.config in self._members[stage.peer_id].loaded else None
+        return None
+
+    def _loaded(self, seats: list[Seat]) -> list[Stage] | None:
+        """The stages once each is loaded; those that are not are asked for."""
+        stages: list[Stage] = []
+        for seat in seats:
+            member = self._members[PeerId(str(seat.peer))]
+            config = self._present_config(seat) or self._config(seat.layers)
+            if config in member.loaded:
+                stages.append(Stage(config, member.peer_id, member.boot))
+            elif config not in member.asked:
+                member.ask(Load(config=config))
+            if config in member.refused:
+                member.blame(member.refused[config])
+        return stages if len(stages) == len(seats) else None
+
+    async def _begin_epoch(self, stages: list[Stage]) -> bool:
+        """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
+        held = [self._stages.index(stage) if stage in self._stages else None for stage in stages]
+        infos = [self._members[stage.peer_id].loaded[stage.config] for stage in stages]
+        if self._log is None:
+            self._info = merge(infos)
+            max_tokens = self._whole.max_num_batched_tokens
+            self._log = StepLog(len(stages), self._info.num_blocks, max_tokens, epoch=time.time_ns() // 1_000_000)
+        assert self._info is not None
+        steps = self._log.begin_epoch(held)
+        self._stages = stages
+        for stage, info in zip(stages, infos, strict=True):
+            self._numerics.setdefault((stage.config.begin, stage.config.end), info.numerics)
+        self._fence(stages)
+        give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
+        while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
+            if self._lost() is not None or time.monotonic() > give_up_s:
+                return False
+            await self._members.wait_for_change(_LOOK_S)
+        self._is_serving = True
+        self._send(steps)
+        if not self.ready.done():
+            self.ready.set_result(self._info)
+        return True
+
+    def _fence(self, stages: list[Stage]) -> None:
+        assert self._log is not None
+        assert self._info is not None
+        for number, stage in enumerate(stages):
+            successor = stages[number + 1].peer_id if number + 1 < len(stages) else None
+            self._members[stage.peer_id].send(
+                Fence(
+                    epoch=self._log.epoch,
+                    config=stage.config,
+                    number=number,
+                    num_blocks=self._info.num_blocks,
+                    predecessor=stages[number - 1].peer_id if number else None,
+                    successor=None if successor is None else self._members[successor].endpoint,
+                )
+            )
+
+    def _send(self, steps: list[NumberedStep]) -> None:
+        first = self._members[self._stages[0].peer_id]
+        for numbered in steps:
+            header = StepHeader(
+                epoch=numbered.epoch,
+                number=numbered.number,
+                last_stage=numbered.last_stage,
+                is_rebuild=numbered.is_rebuild,
+                step=msgspec.Raw(msgspec.msgpack.encode(numbered.step)),
+            )
+            first.send_frame(b"".join(encode_frame(STEP, header)))
+
+    async def _until_lost(self) -> str:
+        """Why a stage is no use any more, as soon as that is so."""
+        while (reason := self._lost()) is None:
+            await self._members.wait_for_change(_LOOK_S)
+        return reason
+
+    def _lost(self) -> str | None:
+        for stage in self._stages:
+            member = self._members[stage.peer_id]
+            if not member.is_connected:
+                return f"{stage.peer_id} has gone"
+            if member.boot != stage.boot:
+                return f"{stage.peer_id} was started anew"
+            if member.silent_s > self._silence_s:
+                return f"{stage.peer_id} has been silent for {member.silent_s * 1000:.0f} ms"
+            if member.trouble is not None:
+                return f"{stage.peer_id}: {member.trouble}"
+        return None
+
+    def _load_spares(self) -> None:
+        """Have peers without a seat load stages, so that they can take a lost one's place at once."""
+        seated = {stage.peer_id for stage in self._stages}
+        for member in self._members.connected():
+            if member.peer_id not in seated:
+                for stage in self._stages:
+                    config = self._config((stage.config.begin, stage.config.end))
+                    if config not in member.asked:
+                        member.ask(Load(config=config))
+
+
+def merge(infos: list[ExecutorInfo]) -> ExecutorInfo:
+    """What an executor over these stages tells of itself."""
+    first = infos[0]
+    numerics = list(dict.fromkeys(info.numerics for info in infos))
+    return replace(
+        first,
+        num_blocks=min(info.num_blocks for info in infos),
+        weight_bytes=sum(info.weight_bytes for info in infos),
+        kv_block_bytes=sum(info.kv_block_bytes for info in infos),
+        load_s=max(info.load_s for info in infos),
+        numerics=numerics[0] if len(numerics) == 1 else "|".join(info.numerics for info in infos),
+        num_ranks=len(infos),
+    )

@@ -1,0 +1,170 @@
+"""What the coordinator answers to peers: joining, renewal, links and reports."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.messages import (
+    CONTROL,
+    Beat,
+    EdgeDown,
+    Fenced,
+    FenceFailed,
+    Hello,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Result,
+    ToCoordinator,
+)
+from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
+from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
+from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.host import InvalidHost
+from distllm.engine.pipeline.security.join_token import JoinRefused
+from distllm.engine.pipeline.security.peer_id import InvalidPeerId, PeerId, parse_peer_id
+from distllm.engine.pipeline.security.signing_request import InvalidSigningRequest
+from distllm.engine.pipeline.security.token_store import TokenStore
+from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Reply
+from distllm.engine.pipeline.wire.frame import decode_frame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+
+logger = logging.getLogger("distllm.pipeline")
+
+_decode_report = msgspec.msgpack.Decoder(ToCoordinator)
+_decode_join = msgspec.msgpack.Decoder(JoinRequest)
+_NUM_ID_DIGITS = 4
+
+
+class Reception:
+    """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress."""
+
+    def __init__(
+        self,
+        authority: ClusterAuthority,
+        tokens: TokenStore,
+        members: Members,
+        max_peers: int,
+        on_result: Callable[[Result], None],
+        on_loading: Callable[[PeerId, Loading], None],
+    ) -> None:
+        self._authority = authority
+        self._tokens = tokens
+        self._members = members
+        self._max_peers = max_peers
+        self._on_result = on_result
+        self._on_loading = on_loading
+
+    def app(self, max_body_bytes: int) -> PeerApp:
+        return PeerApp(
+            max_body_bytes,
+            posts={"/v1/report": self._report, "/v1/renew": self._renew},
+            open_posts={"/v1/authority": self._tell_authority, "/v1/join": self._join},
+            streams={"/v1/link": self._open_link},
+            on_stream_end=self._close_link,
+        )
+
+    async def _tell_authority(self, _: PeerId | None, __: bytes) -> Reply:
+        return Reply(200, self._authority.certificate_pem)
+
+    async def _join(self, _: PeerId | None, body: bytes) -> Reply:
+        """A certificate for whoever brings a token. A request that is refused costs no token."""
+        try:
+            request = _decode_join.decode(body)
+            peer_id = parse_peer_id(f"{request.name}-{secrets.token_hex(_NUM_ID_DIGITS // 2)}")
+            now = datetime.now(UTC)
+            certificate = self._authority.issue(request.csr_pem, peer_id, request.hosts, now)
+            await asyncio.to_thread(self._tokens.redeem, request.token, now)
+        except JoinRefused as refusal:
+            logger.warning("a machine was refused: %s", refusal)
+            return Reply.refusal(403, str(refusal))
+        except (msgspec.DecodeError, InvalidSigningRequest, InvalidPeerId, InvalidHost) as error:
+            return Reply.refusal(400, str(error))
+        logger.info("%s joined the cluster", peer_id)
+        return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
+
+    async def _renew(self, caller: PeerId | None, body: bytes) -> Reply:
+        assert caller is not None
+        try:
+            request = _decode_join.decode(body)
+            certificate = self._authority.issue(request.csr_pem, caller, request.hosts, datetime.now(UTC))
+        except (msgspec.DecodeError, InvalidSigningRequest, InvalidHost) as error:
+            return Reply.refusal(400, str(error))
+        return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
+
+    def _open_link(self, caller: PeerId) -> Outbound:
+        member = self._members[caller]
+        if member.outbound is not None:
+            member.outbound.put_nowait(None)  # of a connection that has broken unseen
+        member.outbound, member.endpoint = asyncio.Queue(), None
+        member.heard_s = time.monotonic()
+        return member.outbound
+
+    def _close_link(self, caller: PeerId, outbound: Outbound) -> None:
+        member = self._members[caller]
+        if member.outbound is outbound:
+            member.outbound = member.endpoint = None
+            logger.info("%s is gone", caller)
+            self._members.changed.set()
+
+    async def _report(self, caller: PeerId | None, body: bytes) -> Reply:
+        assert caller is not None
+        try:
+            frame = decode_frame(body, len(body))
+            if frame.kind != CONTROL:
+                return Reply.refusal(400, f"a frame of kind {frame.kind} is no report")
+            message = frame.header(_decode_report)
+        except MalformedFrame as error:
+            logger.warning("%s sent what is no report: %s", caller, error)
+            return Reply.refusal(400, str(error))
+        member = self._members[caller]
+        member.heard_s = time.monotonic()
+        return self._take(member, message)
+
+    def _take(self, member: Member, message: ToCoordinator) -> Reply:
+        match message:
+            case Result():
+                self._on_result(message)
+                return Reply()
+            case Beat():
+                member.busy_s = message.busy_s
+                return Reply()
+            case Hello():
+                return self._greet(member, message)
+            case Loading():
+                self._on_loading(member.peer_id, message)
+                return Reply()
+            case Loaded():
+                member.loaded[message.config] = message.info
+            case LoadFailed():
+                logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
+                member.refused[message.config] = message.reason
+            case Fenced():
+                member.fenced = max(member.fenced, message.epoch)
+            case FenceFailed(reason=reason):
+                logger.error("%s cannot serve its layers: %s", member.peer_id, reason)
+                member.blame(reason)
+            case EdgeDown():
+                logger.warning("%s: %s", member.peer_id, message.reason)
+                self._members[PeerId(message.successor)].blame(message.reason)
+        self._members.changed.set()
+        return Reply()
+
+    def _greet(self, member: Member, hello: Hello) -> Reply:
+        if hello.version != PROTOCOL_VERSION:
+            return Reply.refusal(
+                400, f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
+            )
+        others = [other for other in self._members.connected() if other is not member]
+        if len(others) >= self._max_peers:
+            return Reply.refusal(403, f"coordinator.max_workers is {self._max_peers}, and as many peers are here")
+        member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
+        self._members.changed.set()
+        logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)
+        return Reply()

@@ -1,0 +1,46 @@
+"""The peer's program: `python -m distllm.engine.pipeline.peer.main START`, START being a PeerStart in JSON."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import msgspec
+
+from distllm.engine.pipeline.peer.peer import Dismissed, Peer
+from distllm.engine.pipeline.peer.start import PeerStart
+from distllm.engine.pipeline.security.identity_files import IdentityFiles
+
+
+async def serve(start: PeerStart) -> str:
+    """Be a peer until the coordinator dismisses it; why."""
+    files = IdentityFiles.current(Path(start.directory))
+    peer = Peer(
+        start.coordinator,
+        files.read(),
+        files,
+        start.here,
+        start.host,
+        start.port,
+        start.max_message_bytes,
+        start.beat_s,
+    )
+    try:
+        await peer.run()
+    except Dismissed as dismissal:
+        return str(dismissal)
+
+
+def main(argument: str) -> int:
+    start = msgspec.json.decode(argument, type=PeerStart)
+    logging.basicConfig(level=start.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        reason = asyncio.run(serve(start))
+    except KeyboardInterrupt:
+        return 130
+    sys.stderr.write(f"distllm: this peer left the cluster: {reason}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

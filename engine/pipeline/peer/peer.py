@@ -1,0 +1,262 @@
+"""A peer: stays connected to its coordinator, and does what it is told."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.config import EngineConfig
+from distllm.engine.device import measure_free_bytes, resolve_device
+from distllm.engine.interface import StepOutput
+from distllm.engine.pipeline.delivery import Refused, deliver
+from distllm.engine.pipeline.messages import (
+    CONTROL,
+    STEP,
+    Beat,
+    Dismiss,
+    EdgeDown,
+    Endpoint,
+    Fence,
+    Fenced,
+    FenceFailed,
+    Hello,
+    Load,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Result,
+    StageConfig,
+    StepHeader,
+    ToCoordinator,
+    ToPeer,
+)
+from distllm.engine.pipeline.peer.stage import Stage, load_stage
+from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
+from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
+from distllm.engine.pipeline.security.identity import PeerIdentity
+from distllm.engine.pipeline.security.identity_files import IdentityFiles
+from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.transport.app import PeerApp, Reply
+from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
+from distllm.engine.pipeline.transport.server import Http2Server
+from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from distllm.engine.pool_size import OutOfMemory
+
+logger = logging.getLogger("distllm.pipeline")
+
+
+_RECONNECT_S = (0.1, 5.0)  # the first pause, the longest
+_decode_message = msgspec.msgpack.Decoder(ToPeer)
+
+
+class Dismissed(Exception):
+    """The coordinator wants this peer to leave; the message is its reason."""
+
+
+class Peer:
+    """`run` ends by Dismissed alone. `here` says what this machine's stages are loaded from and run on."""
+
+    def __init__(
+        self,
+        coordinator: Address,
+        identity: PeerIdentity,
+        files: IdentityFiles,
+        here: EngineConfig,
+        host: str,
+        port: int,
+        max_message_bytes: int,
+        beat_s: float,
+    ) -> None:
+        self._coordinator = coordinator
+        self._identity = identity
+        self._files = files
+        self._here = here
+        self._host, self._port = host, port
+        self._max_bytes = max_message_bytes
+        self._beat_s = beat_s
+        self._boot = secrets.token_hex(8)
+        self._compute = ThreadPoolExecutor(1, "stage")
+        self._stages: dict[StageConfig, Stage] = {}
+        self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
+        self._uplink: Http2Client | None = None
+        self._successors: dict[PeerId, Http2Client] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dismissal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Serve until the coordinator dismisses this peer. Raises Dismissed, or OSError where the port is taken."""
+        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
+        server = Http2Server(app, self._host, self._port, self._files)
+        self._port = await server.start()
+        logger.info("peer %s listens on %s:%d", self._identity.peer_id, self._host, self._port)
+        self._begin(self._runner.run())
+        self._begin(self._stay_connected())
+        try:
+            raise Dismissed(await self._dismissal)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await server.close()
+            self._compute.shutdown(wait=False, cancel_futures=True)
+
+    async def _stay_connected(self) -> None:
+        pause_s, longest_s = _RECONNECT_S
+        while True:
+            try:
+                await self._follow_coordinator()
+                pause_s = _RECONNECT_S[0]
+            except (Unreachable, MalformedFrame) as error:
+                logger.warning("%s; trying again", error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+
+    async def _follow_coordinator(self) -> None:
+        """Hold a connection to the coordinator until it breaks."""
+        link = await Http2Client.open(self._coordinator, self._identity)
+        self._uplink = await Http2Client.open(self._coordinator, self._identity)
+        beating: asyncio.Task[None] | None = None
+        try:
+            decoder = StreamDecoder(self._max_bytes)
+            async for piece in link.stream("/v1/link"):
+                if beating is None:
+                    await self._say_hello(self._uplink)
+                    beating = asyncio.create_task(self._beat(self._uplink))
+                for frame in decoder.feed(piece):
+                    self._take(frame)
+        finally:
+            if beating is not None:
+                beating.cancel()
+            uplink, self._uplink = self._uplink, None
+            await link.close()
+            if uplink is not None:
+                await uplink.close()
+
+    async def _say_hello(self, uplink: Http2Client) -> None:
+        device = resolve_device(self._here.device)
+        endpoint = Endpoint(peer_id=self._identity.peer_id, host=self._host, port=self._port)
+        hello = Hello(
+            version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=measure_free_bytes(device)
+        )
+        status, answer = await uplink.post("/v1/report", _frame(hello), 10.0)
+        if status != 200:
+            self._leave(answer.decode(errors="replace"))
+
+    async def _beat(self, uplink: Http2Client) -> None:
+        """Beats come from where steps are handed out, and say how long the present one has been computed."""
+        while True:
+            with contextlib.suppress(Unreachable):
+                beat = Beat(boot=self._boot, busy_s=self._runner.busy_s)
+                await uplink.post("/v1/report", _frame(beat), 2 * self._beat_s + 1.0)
+            await asyncio.sleep(self._beat_s)
+
+    def _take(self, frame: Frame) -> None:
+        """What has come down the link."""
+        if frame.kind == STEP:
+            self._runner.take(None, frame)
+            return
+        message = frame.header(_decode_message)
+        match message:
+            case Load(config=config):
+                self._begin(self._load(config))
+            case Fence():
+                self._begin(self._join_epoch(message))
+            case Dismiss(reason=reason):
+                self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        if not self._dismissal.done():
+            self._dismissal.set_result(reason)
+
+    async def _take_step(self, caller: PeerId | None, body: bytes) -> Reply:
+        try:
+            frame = decode_frame(body, self._max_bytes)
+            if frame.kind != STEP:
+                return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
+            status = self._runner.take(caller, frame)
+        except MalformedFrame as error:
+            return Reply.refusal(400, str(error))
+        return Reply(status, b"" if status == 200 else status.name.encode())
+
+    async def _load(self, config: StageConfig) -> None:
+        try:
+            await self._loaded_stage(config)
+        except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
+            await self._tell(LoadFailed(config=config, reason=str(error) or type(error).__name__))
+        else:
+            await self._tell(Loaded(config=config, info=self._stages[config].info))
+
+    async def _loaded_stage(self, config: StageConfig) -> Stage:
+        loop = asyncio.get_running_loop()
+
+        def on_progress(activity: str, done: float) -> None:
+            message = Loading(config=config, activity=activity, done=done)
+            loop.call_soon_threadsafe(lambda: self._begin(self._tell(message)))
+
+        if config not in self._stages:
+            load = partial(load_stage, config, self._here, on_progress)
+            self._stages[config] = await loop.run_in_executor(self._compute, load)
+        return self._stages[config]
+
+    async def _join_epoch(self, fence: Fence) -> None:
+        try:
+            stage = await self._loaded_stage(fence.config)
+            await asyncio.get_running_loop().run_in_executor(self._compute, stage.allocate, fence.num_blocks)
+            successor = None if fence.successor is None else await self._client_of(fence.successor)
+        except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
+            await self._tell(FenceFailed(epoch=fence.epoch, reason=str(error) or type(error).__name__))
+            return
+        self._runner.begin_epoch(Epoch(fence, stage, successor))
+        await self._tell(Fenced(epoch=fence.epoch))
+
+    async def _client_of(self, endpoint: Endpoint) -> Http2Client:
+        peer_id = PeerId(endpoint.peer_id)
+        address = Address(peer_id, endpoint.host, endpoint.port)
+        known = self._successors.get(peer_id)
+        if known is None or known.address != address:
+            if known is not None:
+                await known.close()
+            self._successors[peer_id] = await Http2Client.open(address, self._identity)
+        return self._successors[peer_id]
+
+    async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
+        result = Result(epoch=header.epoch, number=header.number, output=output)
+        await self._tell(result, header.epoch)
+
+    def _report_trouble(self, trouble: EdgeDown | FenceFailed) -> None:
+        self._begin(self._tell(trouble, trouble.epoch))
+
+    async def _tell(self, message: ToCoordinator, epoch: int | None = None) -> None:
+        """Tell the coordinator, as long as this peer is connected, and in `epoch` where one is given."""
+        uplink = self._uplink
+        if uplink is None:
+            return
+
+        def is_wanted() -> bool:
+            return uplink is self._uplink and epoch in (None, self._runner.epoch)
+
+        with contextlib.suppress(Refused):
+            await deliver(uplink, "/v1/report", _frame(message), is_wanted)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("this peer cannot go on", exc_info=error)
+            self._leave(f"{type(error).__name__}: {error}")
+
+
+def _frame(message: ToCoordinator) -> bytes:
+    return b"".join(encode_frame(CONTROL, message))

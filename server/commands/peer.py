@@ -1,0 +1,48 @@
+"""`distllm peer`: serve a part of a cluster's model."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """\
+examples:
+  distllm peer --join gpu-1:5555 --token T --model ./my-checkpoint    join, and serve layers of the model
+  distllm peer --join gpu-1:5555 --model ./my-checkpoint              again, once this machine has joined
+
+A token is printed by `distllm token` where the coordinator runs.
+"""
+
+
+def add(commands: Any) -> None:
+    peer = commands.add_parser(
+        "peer",
+        help="serve a part of a cluster's model",
+        description="Join a cluster, and serve the layers that its coordinator gives to this machine.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    peer.add_argument("--join", required=True, metavar="HOST:PORT", help="address of the coordinator")
+    peer.add_argument("--token", help="one-time token, to join for the first time")
+    peer.add_argument("--model", help="checkpoint directory or hub name (default: the embedded model)")
+    peer.add_argument("--name", help="what this peer is called (default: the name of this machine)")
+    peer.add_argument("--host", help="address under which other peers reach this machine (default: found out)")
+    peer.add_argument("--port", type=int, default=0, help="port for other peers (default: any free one)")
+    peer.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="folder of this peer's certificate (default: ~/.local/state/distllm/peer)",
+    )
+    peer.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where layers run")
+    peer.add_argument(
+        "--num-threads", type=int, metavar="N", help="threads of the CPU kernels (default: one a core)"
+    )
+    peer.add_argument("--kv-cache-memory", type=float, metavar="GIB", help="GiB for the KV cache")
+    peer.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    peer.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from distllm.server.peer import run_peer
+
+    return run_peer(arguments)

@@ -1,0 +1,92 @@
+"""`distllm peer`: joins the cluster if need be, and becomes the peer's program."""
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+from distllm.engine.checkpoint import CheckpointError
+from distllm.engine.config import EngineConfig
+from distllm.engine.embedded import checkpoint_path
+from distllm.engine.hub import ModelNotFound, resolve
+from distllm.engine.pipeline.peer.joining import join
+from distllm.engine.pipeline.peer.start import PeerStart
+from distllm.engine.pipeline.security.identity import InvalidIdentity
+from distllm.engine.pipeline.security.identity_files import IdentityFiles, NoIdentity
+from distllm.engine.pipeline.security.join_token import JoinRefused
+from distllm.engine.pipeline.security.peer_id import COORDINATOR
+from distllm.engine.pipeline.security.state_dir import ClusterStateError, default_peer_dir
+from distllm.engine.pipeline.transport.client import Address, Unreachable
+from distllm.engine.python_command import python_command
+from distllm.server.config import InvalidSettings
+
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
+_MAX_NAME_LEN = 40
+
+
+def run_peer(arguments: argparse.Namespace) -> int:
+    """Does not return once this machine has joined: this process becomes the peer's. Else the exit status."""
+    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    coordinator = parse_address(arguments.join)
+    directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
+    try:
+        host = arguments.host or own_address(coordinator)
+        model = checkpoint_path() if arguments.model is None else resolve(arguments.model, None)
+        if arguments.token is not None:
+            name = peer_name(arguments.name or socket.gethostname())
+            asyncio.run(join(coordinator, arguments.token, name, [host], directory))
+        IdentityFiles.current(directory).read()
+    except (JoinRefused, Unreachable, InvalidIdentity, NoIdentity, ClusterStateError, ModelNotFound) as error:
+        return _complain(str(error))
+    except (CheckpointError, OSError) as error:
+        return _complain(str(error))
+    kv_cache_bytes = None if arguments.kv_cache_memory is None else int(arguments.kv_cache_memory * 2**30)
+    start = PeerStart(
+        coordinator=coordinator,
+        directory=str(directory.absolute()),
+        here=EngineConfig(
+            model=str(Path(model).absolute()),
+            device=arguments.device,
+            num_threads=arguments.num_threads,
+            kv_cache_bytes=kv_cache_bytes,
+        ),
+        host=host,
+        port=arguments.port,
+        log_level=arguments.log_level,
+    )
+    sys.stdout.flush()
+    command = python_command("distllm.engine.pipeline.peer.main", msgspec.json.encode(start).decode())
+    os.execv(command[0], command)
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT of a coordinator. Raises InvalidSettings."""
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+        raise InvalidSettings(f"--join must be the coordinator's HOST:PORT, such as gpu-1:5555, not {text!r}")
+    return Address(COORDINATOR, host.strip("[]"), int(port))
+
+
+def own_address(coordinator: Address) -> str:
+    """The address of this machine towards the coordinator. Raises OSError where there is no way there."""
+    ((family, *_, place), *_) = socket.getaddrinfo(coordinator.host, coordinator.port, type=socket.SOCK_DGRAM)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def peer_name(text: str) -> str:
+    """A text as part of a peer's id."""
+    name = _NOT_IN_NAMES.sub("-", text.lower())[:_MAX_NAME_LEN].strip("-")
+    return name or "peer"
+
+
+def _complain(reason: str) -> int:
+    sys.stderr.write(f"distllm: {reason}\n")
+    return 1
