@@ -53,8 +53,8 @@ class Frame:
 def encode_frame(kind: int, header: msgspec.Struct, tensors: Sequence[Tensor] = ()) -> list[bytes | memoryview]:
     """Buffers to send one after the other; those of contiguous tensors in host memory are views of them.
 
-    `kind` is below 256. A tensor is on any device, of a type in `layout.DTYPES`, and is not to change until it is sent:
-    that would be found as damage.
+    `kind` is below 256. Tensors are on any device, of types in `layout.DTYPES`, and must not change before they are
+    sent: that would be found as damage.
     """
     assert len(tensors) <= MAX_TENSORS, f"{len(tensors)} tensors in a frame"
     assert all(tensor.dim() <= MAX_DIMENSIONS for tensor in tensors), "too many dimensions"
