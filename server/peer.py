@@ -28,6 +28,7 @@ from distllm.server.config import InvalidSettings
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _MAX_NAME_LEN = 40
+_RETRY_S = 1.0
 
 
 def run_peer(arguments: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
         model = checkpoint_path() if arguments.model is None else resolve(arguments.model, None)
         if arguments.token is not None:
             name = peer_name(arguments.name or socket.gethostname())
-            asyncio.run(join(coordinator, arguments.token, name, [host], directory))
+            asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
         IdentityFiles.current(directory).read()
     except (JoinRefused, Unreachable, InvalidIdentity, NoIdentity, ClusterStateError, ModelNotFound) as error:
         return _complain(str(error))
@@ -63,6 +64,20 @@ def run_peer(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     command = python_command("distllm.engine.pipeline.peer.main", msgspec.json.encode(start).decode())
     os.execv(command[0], command)
+
+
+async def _join(coordinator: Address, token: str, name: str, hosts: list[str], directory: Path) -> None:
+    """Join, as soon as the coordinator is there. Raises as `join` does, but for Unreachable."""
+    has_complained = False
+    while True:
+        try:
+            await join(coordinator, token, name, hosts, directory)
+            return
+        except Unreachable as error:
+            if not has_complained:
+                sys.stderr.write(f"distllm: {error}; trying again until it can\n")
+            has_complained = True
+        await asyncio.sleep(_RETRY_S)
 
 
 def parse_address(text: str) -> Address:

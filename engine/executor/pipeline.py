@@ -99,7 +99,9 @@ async def _coordinate(
         on_progress(f"{peer_id}: {loading.activity}", loading.done)
 
     tokens = TokenStore(state_dir, authority.fingerprint)
-    reception = Reception(authority, tokens, members, settings.max_peers, pipeline.take_result, on_loading)
+    reception = Reception(
+        authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading
+    )
     server = Http2Server(reception.app(settings.max_message_bytes), settings.host, settings.port, files)
     port = await server.start()
     logger.info("peers may join at %s:%d", settings.host, port)

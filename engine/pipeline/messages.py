@@ -46,6 +46,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 # From the coordinator to a peer.
 
 
+class Welcome(Message, frozen=True, kw_only=True):
+    """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds."""
+
+    version: int
+    beat_s: float
+
+
 class Load(Message, frozen=True, kw_only=True):
     """Load a stage beside those that are loaded."""
 
@@ -142,7 +149,7 @@ class EdgeDown(Message, frozen=True, kw_only=True):
     reason: str
 
 
-ToPeer = Load | Fence | Dismiss
+ToPeer = Welcome | Load | Fence | Dismiss
 ToCoordinator = Hello | Beat | Loading | Loaded | LoadFailed | Fenced | FenceFailed | Result | EdgeDown
 
 

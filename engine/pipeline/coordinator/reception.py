@@ -22,6 +22,7 @@ from distllm.engine.pipeline.messages import (
     Loading,
     Result,
     ToCoordinator,
+    Welcome,
 )
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
@@ -51,6 +52,7 @@ class Reception:
         tokens: TokenStore,
         members: Members,
         max_peers: int,
+        beat_s: float,
         on_result: Callable[[Result], None],
         on_loading: Callable[[PeerId, Loading], None],
     ) -> None:
@@ -58,6 +60,7 @@ class Reception:
         self._tokens = tokens
         self._members = members
         self._max_peers = max_peers
+        self._beat_s = beat_s
         self._on_result = on_result
         self._on_loading = on_loading
 
@@ -104,6 +107,7 @@ class Reception:
             member.outbound.put_nowait(None)  # of a connection that has broken unseen
         member.outbound, member.endpoint = asyncio.Queue(), None
         member.heard_s = time.monotonic()
+        member.send(Welcome(version=PROTOCOL_VERSION, beat_s=self._beat_s))
         return member.outbound
 
     def _close_link(self, caller: PeerId, outbound: Outbound) -> None:

@@ -23,7 +23,6 @@ async def serve(start: PeerStart) -> str:
         start.host,
         start.port,
         start.max_message_bytes,
-        start.beat_s,
     )
     try:
         await peer.run()

@@ -36,6 +36,7 @@ from distllm.engine.pipeline.messages import (
     StepHeader,
     ToCoordinator,
     ToPeer,
+    Welcome,
 )
 from distllm.engine.pipeline.peer.stage import Stage, load_stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
@@ -74,7 +75,6 @@ class Peer:
         host: str,
         port: int,
         max_message_bytes: int,
-        beat_s: float,
     ) -> None:
         self._coordinator = coordinator
         self._identity = identity
@@ -82,7 +82,7 @@ class Peer:
         self._here = here
         self._host, self._port = host, port
         self._max_bytes = max_message_bytes
-        self._beat_s = beat_s
+        self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._stages: dict[StageConfig, Stage] = {}
@@ -127,11 +127,11 @@ class Peer:
         try:
             decoder = StreamDecoder(self._max_bytes)
             async for piece in link.stream("/v1/link"):
-                if beating is None:
-                    await self._say_hello(self._uplink)
-                    beating = asyncio.create_task(self._beat(self._uplink))
                 for frame in decoder.feed(piece):
                     self._take(frame)
+                if beating is None and self._beat_s is not None:
+                    await self._say_hello(self._uplink)
+                    beating = asyncio.create_task(self._beat(self._uplink, self._beat_s))
         finally:
             if beating is not None:
                 beating.cancel()
@@ -150,13 +150,13 @@ class Peer:
         if status != 200:
             self._leave(answer.decode(errors="replace"))
 
-    async def _beat(self, uplink: Http2Client) -> None:
+    async def _beat(self, uplink: Http2Client, every_s: float) -> None:
         """Beats come from where steps are handed out, and say how long the present one has been computed."""
         while True:
             with contextlib.suppress(Unreachable):
                 beat = Beat(boot=self._boot, busy_s=self._runner.busy_s)
-                await uplink.post("/v1/report", _frame(beat), 2 * self._beat_s + 1.0)
-            await asyncio.sleep(self._beat_s)
+                await uplink.post("/v1/report", _frame(beat), 2 * every_s + 1.0)
+            await asyncio.sleep(every_s)
 
     def _take(self, frame: Frame) -> None:
         """What has come down the link."""
@@ -165,6 +165,8 @@ class Peer:
             return
         message = frame.header(_decode_message)
         match message:
+            case Welcome(beat_s=beat_s):
+                self._beat_s = beat_s
             case Load(config=config):
                 self._begin(self._load(config))
             case Fence():

@@ -16,5 +16,4 @@ class PeerStart:
     host: str
     port: int
     log_level: str
-    beat_s: float = 0.25
     max_message_bytes: int = 64 << 20

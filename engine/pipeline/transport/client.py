@@ -76,13 +76,12 @@ class Http2Client:
             raise Unreachable(self._reason(error)) from None
 
     async def stream(self, path: str) -> AsyncIterator[memoryview]:
-        """What comes down a stream, piece by piece, until it ends; an empty one when it begins. Raises Unreachable."""
+        """What comes down a stream, piece by piece, until it ends. Raises Unreachable."""
         try:
             request = self._client.get(self._url + path).streamed_read_buffer_limit(0).build_streamed()
             async with request as response:
                 if response.status != 200:
                     raise Unreachable(bytes(await response.bytes()).decode(errors="replace"))
-                yield memoryview(b"")
                 while (piece := await response.body_reader.read_chunk()) is not None:
                     yield memoryview(piece)
         except PyreqwestError as error:
@@ -95,8 +94,10 @@ class Http2Client:
         await asyncio.sleep(_SETTLE_S)
 
     def _reason(self, error: PyreqwestError) -> str:
-        lines = str(error).splitlines() or [type(error).__name__]
-        return f"{self.address.peer_id} at {self.address.host}:{self.address.port} cannot be reached: {lines[0]}"
+        details = error.args[1] if len(error.args) > 1 else {}
+        causes = [cause["message"] for cause in details.get("causes") or ()]
+        reason = causes[-1] if causes else str(error.args[0] if error.args else type(error).__name__)
+        return f"{self.address.peer_id} at {self.address.host}:{self.address.port} cannot be reached: {reason}"
 
 
 async def resolve(address: Address) -> str:
