@@ -63,7 +63,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
     )
     sys.stdout.flush()
     command = python_command("distllm.engine.pipeline.peer.main", msgspec.json.encode(start).decode())
-    os.execv(command[0], command)
+    return os.execv(command[0], command)
 
 
 async def _join(coordinator: Address, token: str, name: str, hosts: list[str], directory: Path) -> None:

@@ -6,9 +6,10 @@ import threading
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from distllm.engine.checkpoint import open_checkpoint
-from distllm.engine.config import EngineConfig
+from distllm.engine.config import DtypeName, EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
@@ -61,13 +62,13 @@ def start_pipeline(config: EngineConfig, on_progress: Progress, on_lost: OnLost)
     Raises CheckpointError, ClusterStateError, ValueError or OSError, each with one line for the operator.
     """
     assert config.cluster is not None
-    whole = describe_model(config)
+    settings, whole = config.cluster, describe_model(config)
     started: Future[PipelineExecutor] = Future()
 
     def run() -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        coordinating = loop.create_task(_coordinate(config.cluster, whole, on_progress, started))
+        coordinating = loop.create_task(_coordinate(settings, whole, on_progress, started))
         coordinating.add_done_callback(lambda task: _end(task, started, on_lost))
         loop.run_forever()
 
@@ -105,12 +106,13 @@ async def _coordinate(
     server = Http2Server(reception.app(settings.max_message_bytes), settings.host, settings.port, files)
     port = await server.start()
     logger.info("peers may join at %s:%d", settings.host, port)
-    running = asyncio.ensure_future(pipeline.run())
+    running = asyncio.create_task(pipeline.run())
     while not (running.done() or pipeline.ready.done()):
         num_present = len(members.connected())
         if num_present < settings.num_stages:
             on_progress(f"waiting for peers at port {port}: {num_present} of {settings.num_stages} are here", 0.0)
-        await asyncio.wait({running, pipeline.ready}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {running, pipeline.ready}
+        await asyncio.wait(both, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
     if pipeline.ready.done():
         started.set_result(PipelineExecutor(asyncio.get_running_loop(), pipeline, pipeline.ready.result()))
     await running
@@ -127,7 +129,7 @@ def describe_model(config: EngineConfig) -> StageConfig:
         begin=0,
         end=text.num_hidden_layers,
         num_layers=text.num_hidden_layers,
-        dtype=resolve_dtype(config.dtype, checkpoint, "cpu"),
+        dtype=cast(DtypeName, resolve_dtype(config.dtype, checkpoint, "cpu")),
         kv_cache_dtype=config.kv_cache_dtype,
         quantization=config.quantization,
         max_model_len=resolve_length(config.max_model_len, supported_length(checkpoint.text_config)),

@@ -1,4 +1,4 @@
-"""What a coordinator and its peers tell each other, beside activations. Plain values; every message is one frame."""
+"""What a coordinator and its peers tell each other, beside activations. Every message is one frame."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ from distllm.engine.quantization.config import QuantizationConfig
 CONTROL: Final = 1
 """Kind of the frames whose header is one of the messages below."""
 STEP: Final = 2
-"""Kind of the frames whose header is a StepHeader, with the activations of its tokens unless for the first stage."""
+"""Kind of the frames with a StepHeader, and the activations of its tokens unless for the first stage."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -19,7 +19,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer is to load: layers [begin, end) of `num_layers`, and how. `numerics` None: what is fastest there."""
+    """What to load: layers [begin, end) of `num_layers`, and how. `numerics` None: what is fastest there."""
 
     model: str
     fingerprint: str
@@ -83,7 +83,7 @@ class Dismiss(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """A peer's first words on every connection. `boot` tells a peer that was started anew from one that was away."""
+    """A peer's first words on every link. `boot` tells one that was started anew from one that was away."""
 
     version: int
     boot: str

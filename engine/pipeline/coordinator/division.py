@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Layers = tuple[int, int]
 
@@ -17,7 +18,7 @@ class Seat:
 def divide_evenly(num_layers: int, num_stages: int) -> list[Layers]:
     """Contiguous ranges, whose lengths differ by one layer at most."""
     bounds = [num_layers * number // num_stages for number in range(num_stages + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def seat_peers(

@@ -17,7 +17,7 @@ _FORGIVEN_S = 5.0
 class Member:
     """A peer, as the coordinator knows it. `outbound` is its link, None while there is none.
 
-    `loaded` are the stages that this boot of it has in memory, `refused` those that it cannot have, with the reason.
+    `loaded` are the stages that this boot of it has in memory, `refused` those that it cannot have, and why.
     """
 
     peer_id: PeerId
@@ -67,11 +67,11 @@ class Member:
     def begin_boot(self, boot: str, endpoint: Endpoint, free_bytes: int) -> None:
         """The peer said hello. What it had before it was started anew is gone."""
         if boot != self.boot:
-            self.boot, self.fenced = boot, -1
+            self.boot, self.fenced, self._trouble = boot, -1, None
             self.loaded.clear()
             self.refused.clear()
         self.asked = set(self.loaded)  # what it was asked for on another link, it may not have heard
-        self.endpoint, self.free_bytes, self._trouble = endpoint, free_bytes, None
+        self.endpoint, self.free_bytes = endpoint, free_bytes
 
 
 class Members:

@@ -1,4 +1,4 @@
-"""The pipeline of the moment: which peers are its stages, the steps under way, and what happens when one is lost."""
+"""The pipeline of the moment: which peers are its stages, which steps are under way, what becomes of a loss."""
 
 import asyncio
 import logging
@@ -22,6 +22,8 @@ logger = logging.getLogger("distllm.pipeline")
 _LOOK_S = 0.05
 """How often stages are looked after."""
 _FENCE_TIMEOUT_S = 30.0
+_RETRY_S = 1.0
+_LOADING_SILENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +70,16 @@ class Pipeline:
             self._futures.pop(commit.step.step_id).set_result(commit.output)
 
     async def run(self) -> None:
-        """Form a pipeline, serve until a stage is lost, and form another, for ever."""
+        """Form a pipeline, serve until it must change, and form another, for ever."""
+        lost_s = time.monotonic()
         while True:
             stages = await self._seat()
-            lost_s = time.monotonic()
             if await self._begin_epoch(stages):
-                logger.info(
-                    "epoch %d begins after %.0f ms: %s",
-                    self._log.epoch if self._log else 0,
-                    1000 * (time.monotonic() - lost_s),
-                    " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages),
-                )
+                chain = " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages)
+                logger.info("serving over %s, after %.0f ms", chain, 1000 * (time.monotonic() - lost_s))
                 self._load_spares()
-                reason = await self._until_lost()
-                logger.warning("a stage is lost: %s", reason)
+                await self._until_changed()
+            lost_s = time.monotonic()
             self._is_serving = False
 
     async def _seat(self) -> list[Stage]:
@@ -90,19 +88,25 @@ class Pipeline:
             seats = self._seats()
             if seats is not None and (stages := self._loaded(seats)) is not None:
                 return stages
-            await self._members.wait_for_change(1.0)
+            await self._members.wait_for_change(_RETRY_S)
 
     def _seats(self) -> list[Seat] | None:
-        """The same stages as before with other peers in the places of those lost, or as many as there are peers."""
+        """The same stages as before with other peers in the places of those lost, or fewer where there are fewer.
+
+        None where there are not enough to begin, or none at all.
+        """
         present = [member.peer_id for member in self._members.connected() if self._is_fit(member)]
-        if self._stages:
-            before = [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
-        else:
-            before = [Seat(layers, None) for layers in divide_evenly(self._whole.num_layers, self._num_stages)]
-        return seat_peers(before, present, self._has_loaded)
+        num_stages = min(self._num_stages, len(present)) if self._stages else self._num_stages
+        if not present or len(present) < num_stages:
+            return None
+        seats = [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
+        if len(seats) != num_stages:
+            seats = [Seat(layers, None) for layers in divide_evenly(self._whole.num_layers, num_stages)]
+        return seat_peers(seats, present, self._has_loaded)
 
     def _is_fit(self, member: Member) -> bool:
-        return member.trouble is None and member.silent_s < max(self._silence_s, 10.0)
+        """Whether a peer may get a seat. One that loads is slow to answer."""
+        return member.trouble is None and member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
 
     def _has_loaded(self, peer: str, layers: tuple[int, int]) -> bool:
         return self._config(layers) in self._members[PeerId(peer)].loaded
@@ -148,7 +152,7 @@ class Pipeline:
         self._fence(stages)
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._lost() is not None or time.monotonic() > give_up_s:
+            if self._blame_lost() or time.monotonic() > give_up_s:
                 return False
             await self._members.wait_for_change(_LOOK_S)
         self._is_serving = True
@@ -185,24 +189,38 @@ class Pipeline:
             )
             first.send_frame(b"".join(encode_frame(STEP, header)))
 
-    async def _until_lost(self) -> str:
-        """Why a stage is no use any more, as soon as that is so."""
-        while (reason := self._lost()) is None:
+    async def _until_changed(self) -> None:
+        """Return as soon as a stage is no use any more, or more peers than there are stages could take part."""
+        while not self._blame_lost() and not self._can_grow():
             await self._members.wait_for_change(_LOOK_S)
-        return reason
 
-    def _lost(self) -> str | None:
+    def _can_grow(self) -> bool:
+        """Whether the model can be divided over more peers, who have loaded their layers. They are asked to."""
+        if len(self._stages) == self._num_stages:
+            return False
+        seats = self._seats()
+        return seats is not None and len(seats) > len(self._stages) and self._loaded(seats) is not None
+
+    def _blame_lost(self) -> bool:
+        """Whether a stage is lost. Its peer does not get its seat again at once."""
+        is_lost = False
         for stage in self._stages:
-            member = self._members[stage.peer_id]
-            if not member.is_connected:
-                return f"{stage.peer_id} has gone"
-            if member.boot != stage.boot:
-                return f"{stage.peer_id} was started anew"
-            if member.silent_s > self._silence_s:
-                return f"{stage.peer_id} has been silent for {member.silent_s * 1000:.0f} ms"
-            if member.trouble is not None:
-                return f"{stage.peer_id}: {member.trouble}"
-        return None
+            reason = self._why_lost(stage)
+            if reason is not None:
+                is_lost = True
+                logger.warning("%s is lost: it %s", stage.peer_id, reason)
+                self._members[stage.peer_id].blame(reason)
+        return is_lost
+
+    def _why_lost(self, stage: Stage) -> str | None:
+        member = self._members[stage.peer_id]
+        if not member.is_connected:
+            return "has gone"
+        if member.boot != stage.boot:
+            return "was started anew"
+        if member.silent_s > self._silence_s:
+            return f"has been silent for {member.silent_s * 1000:.0f} ms"
+        return None if member.trouble is None else f"is in trouble: {member.trouble}"
 
     def _load_spares(self) -> None:
         """Have peers without a seat load stages, so that they can take a lost one's place at once."""

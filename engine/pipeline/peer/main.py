@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from distllm.engine.pipeline.peer.peer import Dismissed, Peer
+from distllm.engine.pipeline.peer.peer import Peer
 from distllm.engine.pipeline.peer.start import PeerStart
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 
@@ -24,10 +24,7 @@ async def serve(start: PeerStart) -> str:
         start.port,
         start.max_message_bytes,
     )
-    try:
-        await peer.run()
-    except Dismissed as dismissal:
-        return str(dismissal)
+    return await peer.run()
 
 
 def main(argument: str) -> int:

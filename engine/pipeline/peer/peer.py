@@ -59,12 +59,8 @@ _RECONNECT_S = (0.1, 5.0)  # the first pause, the longest
 _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
-class Dismissed(Exception):
-    """The coordinator wants this peer to leave; the message is its reason."""
-
-
 class Peer:
-    """`run` ends by Dismissed alone. `here` says what this machine's stages are loaded from and run on."""
+    """`here` says what this machine's stages are loaded from and run on."""
 
     def __init__(
         self,
@@ -92,8 +88,8 @@ class Peer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Serve until the coordinator dismisses this peer. Raises Dismissed, or OSError where the port is taken."""
+    async def run(self) -> str:
+        """Serve until the coordinator dismisses this peer; why. Raises OSError where the port is taken."""
         app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
         server = Http2Server(app, self._host, self._port, self._files)
         self._port = await server.start()
@@ -101,7 +97,7 @@ class Peer:
         self._begin(self._runner.run())
         self._begin(self._stay_connected())
         try:
-            raise Dismissed(await self._dismissal)
+            return await self._dismissal
         finally:
             for task in self._tasks:
                 task.cancel()

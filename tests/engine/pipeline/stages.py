@@ -18,7 +18,9 @@ def load_stage(config: EngineConfig, begin: int, end: int, num_layers: int = 3) 
     return prepare_model(config, lambda *_: None, layers=LayerRange(begin, end, num_layers))
 
 
-def load_stages(config: EngineConfig, cuts: Sequence[int], num_blocks: int, num_layers: int = 3) -> list[StageForward]:
+def load_stages(
+    config: EngineConfig, cuts: Sequence[int], num_blocks: int, num_layers: int = 3
+) -> list[StageForward]:
     """The stages of a model that is cut before each layer in `cuts`."""
     ranges = zip([0, *cuts], [*cuts, num_layers], strict=True)
     return [load_stage(config, begin, end, num_layers).stage_over(num_blocks) for begin, end in ranges]

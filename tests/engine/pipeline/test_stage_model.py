@@ -24,7 +24,9 @@ def stages(checkpoint: Callable[[str], Path]) -> Stages:
     """The stages of a named model that is cut before some of its layers."""
 
     @cache
-    def build(kind: str, cuts: tuple[int, ...], dtype: str = "float32", backend: str = "auto") -> list[StageForward]:
+    def build(
+        kind: str, cuts: tuple[int, ...], dtype: str = "float32", backend: str = "auto"
+    ) -> list[StageForward]:
         return load_stages(config_of(checkpoint(kind), dtype, attention_backend=backend), cuts, NUM_BLOCKS)
 
     return build
