@@ -139,7 +139,10 @@ class ExecutorInfo:
 
 
 class Executor(Protocol):
-    """Runs steps. `submit` returns at once or after the step; up to `max_in_flight` steps may be under way."""
+    """Runs steps. `submit` returns at once or after the step; up to `max_in_flight` steps may be under way.
+
+    The running sequences are divided among as many steps, for those that wait for a token cannot be in another.
+    """
 
     @property
     def info(self) -> ExecutorInfo: ...

@@ -96,7 +96,7 @@ class EngineLoop:
         """Keep as many steps under way as the executor takes."""
         while self._is_open and len(self._in_flight) < self._executor.max_in_flight:
             started = time.perf_counter()
-            step = self._scheduler.schedule()
+            step = self._scheduler.schedule(self._executor.max_in_flight)
             scheduled = time.perf_counter()
             self._schedule_s += scheduled - started
             if step is None:

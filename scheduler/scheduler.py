@@ -73,11 +73,15 @@ class Scheduler:
             if sequence := request.sequences.get(index):
                 self._end(sequence)
 
-    def schedule(self) -> StepInput | None:
-        """The next step; None while every sequence waits for a token, for blocks or for a seat."""
-        draft = StepDraft(self._config.max_num_batched_tokens)
+    def schedule(self, num_shares: int = 1) -> StepInput | None:
+        """The next step; None while every sequence waits for a token, for blocks or for a seat.
+
+        It has one of `num_shares` parts of the sequences that can run, so that as many steps can be under way at once.
+        """
+        num_candidates = min(len(self._sequences), self._config.max_num_seqs)
+        draft = StepDraft(self._config.max_num_batched_tokens, -(-num_candidates // num_shares))
         for sequence in self._residency.in_order():
-            if draft.num_tokens_left == 0:
+            if draft.is_full:
                 break
             if sequence.is_running or self._admit(sequence):
                 self._give_tokens(sequence, draft)

@@ -6,12 +6,17 @@ from distllm.engine.interface import BlockCopy, SequenceChunk, StepInput
 
 
 class StepDraft:
-    """Chunks within a token budget, and the block copies that they need."""
+    """Chunks within a token budget, at most `max_chunks`, and the block copies that they need."""
 
-    def __init__(self, token_budget: int) -> None:
+    def __init__(self, token_budget: int, max_chunks: int) -> None:
         self.num_tokens_left = token_budget
+        self._max_chunks = max_chunks
         self._chunks: list[SequenceChunk] = []
         self._block_copies: list[BlockCopy] = []
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_tokens_left == 0 or len(self._chunks) == self._max_chunks
 
     def add(self, chunk: SequenceChunk, copy: BlockCopy | None) -> None:
         self.num_tokens_left -= len(chunk.token_ids)

@@ -71,12 +71,14 @@ class Harness:
         block_size: int = 4,
         max_model_len: int = 200,
         max_in_flight: int = 1,
+        num_shares: int = 1,
         **config: Any,
     ) -> None:
         info = executor_info(num_blocks, block_size, max_model_len)
         self.now_s = NOW_S
         self.config = SchedulerConfig(**config)
         self.executor = SlotExecutor(info, max_in_flight)
+        self.num_shares = num_shares
         self.scheduler = Scheduler(self.config, info, clock=lambda: self.now_s)
         self.in_flight: deque[StepInput] = deque()
         self.outputs: list[SequenceOutput] = []
@@ -95,7 +97,7 @@ class Harness:
         """Schedule a step, if there may be another one under way."""
         if len(self.in_flight) == self.executor.max_in_flight:
             return None
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(self.num_shares)
         self.scheduler.check_integrity()
         if step is not None:
             self._check_step(step)

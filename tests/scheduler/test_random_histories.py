@@ -28,6 +28,7 @@ configs = st.fixed_dictionaries(
     {
         "num_blocks": st.integers(3, 14),
         "max_in_flight": st.integers(1, 3),
+        "num_shares": st.integers(1, 3),
         "max_num_seqs": st.integers(1, 6),
         "max_num_batched_tokens": st.integers(2, 24),
         "enable_prefix_caching": st.sampled_from([True, True, False]),

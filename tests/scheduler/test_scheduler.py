@@ -302,3 +302,13 @@ def test_a_request_without_a_time_of_arrival_arrives_when_it_is_added() -> None:
     engine.now_s += 3
     engine.run()
     assert [output.queue_s for output in engine.outputs] == [3.0]
+
+
+def test_sequences_are_divided_among_the_steps_that_may_be_under_way() -> None:
+    engine = Harness(max_in_flight=3, num_shares=3)
+    requests = [engine.add(f"r{number}", [number, 1], max_tokens=4) for number in range(7)]
+    steps = [engine.submit() for _ in range(3)]
+    assert [len(step.chunks) for step in steps if step is not None] == [3, 3, 1]
+    engine.run()
+    for request in requests:
+        engine.assert_undisturbed(request)

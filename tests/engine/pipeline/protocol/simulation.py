@@ -156,7 +156,7 @@ class Simulation:
     # The coordinator.
 
     def _submit(self) -> None:
-        while len(self.in_flight) < self.max_in_flight and (step := self.scheduler.schedule()):
+        while len(self.in_flight) < self.max_in_flight and (step := self.scheduler.schedule(self.max_in_flight)):
             self.in_flight.append(step)
             self._send_steps(self.log.append(step))
 
