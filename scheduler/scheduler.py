@@ -76,7 +76,7 @@ class Scheduler:
     def schedule(self, num_shares: int = 1) -> StepInput | None:
         """The next step; None while every sequence waits for a token, for blocks or for a seat.
 
-        It has one of `num_shares` parts of the sequences that can run, so that as many steps can be under way at once.
+        It has one of `num_shares` parts of those that can run, so that as many steps can be under way at once.
         """
         num_candidates = min(len(self._sequences), self._config.max_num_seqs)
         draft = StepDraft(self._config.max_num_batched_tokens, -(-num_candidates // num_shares))

@@ -103,7 +103,8 @@ async def _coordinate(
     reception = Reception(
         authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading
     )
-    server = Http2Server(reception.app(settings.max_message_bytes), settings.host, settings.port, files)
+    app = reception.app(settings.max_message_bytes)
+    server = Http2Server(app, settings.host, settings.port, files, admits_strangers=True)
     port = await server.start()
     logger.info("peers may join at %s:%d", settings.host, port)
     running = asyncio.create_task(pipeline.run())

@@ -15,16 +15,21 @@ _CLOSE_TIMEOUT_S = 1.0
 
 
 class Http2Server:
-    """Serves `app` at `host`:`port` (0: any free one) from `start` to `close`. Callers may lack a certificate."""
+    """Serves `app` at `host`:`port` (0: any free one) from `start` to `close`.
 
-    def __init__(self, app: Any, host: str, port: int, files: IdentityFiles) -> None:
+    Callers without a certificate are turned away, or are the application's to judge where it `admits_strangers`.
+    """
+
+    def __init__(
+        self, app: Any, host: str, port: int, files: IdentityFiles, *, admits_strangers: bool = False
+    ) -> None:
         bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         config = Config(
             bind=(bind,),
             certfile=files.certificate,
             keyfile=files.key,
             ca_certs=files.authority,
-            cert_reqs="optional",
+            cert_reqs="optional" if admits_strangers else "required",
             http1=False,
             lifespan="off",
             access_log=False,

@@ -16,7 +16,7 @@ from distllm.engine.pipeline.security.identity import InvalidIdentity, PeerIdent
 from distllm.engine.pipeline.security.identity_files import IdentityFiles, NoIdentity
 from distllm.engine.pipeline.security.peer_id import InvalidPeerId, PeerId, peer_id_of
 from distllm.engine.pipeline.security.state_dir import ClusterStateError
-from tests.engine.pipeline.security.conftest import joined
+from tests.engine.pipeline.conftest import joined
 
 
 def test_a_peer_joins_and_knows_who_it_is_and_until_when(authority: ClusterAuthority, now: datetime) -> None:

@@ -15,7 +15,7 @@ from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.peer_id import PeerId, peer_id_of, server_name
-from tests.engine.pipeline.security.conftest import joined
+from tests.engine.pipeline.conftest import joined
 
 SERVER = PeerId("server-1")
 
