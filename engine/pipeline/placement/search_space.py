@@ -1,0 +1,96 @@
+"""The plans that fit in memory, and the cheapest of them whose every stage and edge keeps within a limit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distllm.engine.pipeline.placement.costs import StepCosts
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, PeerId, PeerMeasurements
+from distllm.engine.pipeline.placement.plan import Plan, Stage
+from distllm.engine.pipeline.placement.stage_memory import StageMemory
+from distllm.engine.pipeline.placement.subset_program import (
+    UNREACHED,
+    AllowedStages,
+    ChainCosts,
+    Costs,
+    cheapest_chain,
+)
+
+
+class SearchSpace:
+    """Of `peers` in the order that breaks ties, all in the costs that it is asked with."""
+
+    def __init__(self, peers: Sequence[PeerMeasurements], memory: StageMemory) -> None:
+        self._ids = [peer.peer_id for peer in peers]
+        self._num_layers = memory.model.num_layers
+        ends = range(self._num_layers + 1)
+        self._farthest = np.array([memory.latest_end(peer, 0) for peer in peers])
+        self._earliest = np.array(
+            [[min(end, max(1, memory.earliest_begin(peer, end))) for end in ends] for peer in peers]
+        )
+
+    def limits_ns(self, costs: StepCosts) -> list[int]:
+        """In rising order, all that the bottleneck of a plan can be."""
+        limits = {costs.edges[edge].transfer_ns for edge in costs.edges}
+        for peer_id in self._ids:
+            layer_ns = costs.layer_ns[peer_id]
+            limits.update(layer_ns * num_layers for num_layers in range(1, self._num_layers + 1))
+            limits.update(layer_ns * n + costs.head_ns[peer_id] for n in range(1, self._num_layers + 1))
+        return sorted(limits)
+
+    def cheapest(self, costs: StepCosts, then: StepCosts, occupancy: StepCosts, limit_ns: int) -> Plan | None:
+        """The plan with the shortest round by `costs`, of equal ones by `then`; None where there is none.
+
+        Only of plans whose bottleneck by `occupancy` is `limit_ns` or less.
+        """
+        allowed = self._allowed(occupancy, limit_ns)
+        widest = np.arange(self._num_layers + 1) - allowed.earliest
+        first = allowed.from_zero * np.arange(self._num_layers + 1)
+        if np.maximum(widest, first).max(axis=1).sum() < self._num_layers:
+            return None
+        chain = cheapest_chain(self._chain_costs(costs, then, occupancy, limit_ns), allowed)
+        if chain is None:
+            return None
+        begins = (0, *chain.ends)
+        return Plan(
+            tuple(
+                Stage(self._ids[peer], begin, end)
+                for peer, begin, end in zip(chain.peers, begins, chain.ends, strict=False)
+            )
+        )
+
+    def _allowed(self, occupancy: StepCosts, limit_ns: int) -> AllowedStages:
+        """Stages that fit in memory and in the limit."""
+        ends = np.arange(self._num_layers + 1)
+        most = np.array([self._most_layers(occupancy, peer, limit_ns) for peer in range(len(self._ids))])
+        return AllowedStages(
+            from_zero=(ends > 0) & (ends <= most) & (ends <= self._farthest[:, None]),
+            earliest=np.minimum(ends, np.maximum(self._earliest, ends - most)),
+        )
+
+    def _most_layers(self, occupancy: StepCosts, peer: int, limit_ns: int) -> NDArray[np.intp]:
+        """[L + 1]: of a stage up to each end, by time alone."""
+        layer_ns, head_ns = occupancy.layer_ns[self._ids[peer]], occupancy.head_ns[self._ids[peer]]
+        most = np.full(self._num_layers + 1, limit_ns // layer_ns)
+        most[-1] = max(0, limit_ns - head_ns) // layer_ns
+        return np.minimum(most, self._num_layers)
+
+    def _chain_costs(self, costs: StepCosts, then: StepCosts, occupancy: StepCosts, limit_ns: int) -> ChainCosts:
+        def edge(source: PeerId, target: PeerId) -> complex:
+            if source == target or occupancy.edges[source, target].transfer_ns > limit_ns:
+                return UNREACHED
+            return complex(costs.edges[source, target].total_ns, then.edges[source, target].total_ns)
+
+        ids = self._ids
+        return ChainCosts(
+            layer=_array([complex(costs.layer_ns[peer_id], then.layer_ns[peer_id]) for peer_id in ids]),
+            head=_array([complex(costs.head_ns[peer_id], then.head_ns[peer_id]) for peer_id in ids]),
+            entry=_array([edge(COORDINATOR, peer_id) for peer_id in ids]),
+            hop=_array([[edge(source, target) for target in ids] for source in ids]),
+            exit=_array([edge(peer_id, COORDINATOR) for peer_id in ids]),
+        )
+
+
+def _array(numbers: Sequence[complex] | Sequence[Sequence[complex]]) -> Costs:
+    return np.array(numbers, dtype=np.complex128)
