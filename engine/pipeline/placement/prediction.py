@@ -41,8 +41,8 @@ class HopPrediction:
 class Prediction:
     """`tokens_per_s` is of `num_running` streams, all that KV has room for, in `num_micro_batches` at once.
 
-    `tpot_s` and `ttft_s` are of a single stream. `binding_limit` bounds tokens_per_s, `latency_limit` is the largest
-    part of tpot_s. A plan that does not fit has `num_running` 0 and no tokens a second.
+    `tpot_s` and `ttft_s` are of a single stream. `binding_limit` is what bounds `tokens_per_s`, `latency_limit` the
+    largest part of `tpot_s`. A plan that does not fit has `num_running` 0 and no tokens a second.
     """
 
     stages: tuple[StagePrediction, ...]

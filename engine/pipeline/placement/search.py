@@ -125,28 +125,25 @@ def _least(
     """The plan with the least `value(round_ns, bottleneck_ns)`, None unless that is less than `below`.
 
     `value` does not fall when either rises. `cheapest(limit_ns)` has the shortest round of all plans whose bottleneck
-    is within the limit, so bisecting the limits finds every plan that could be better:
-
-        limits_ns:   .. low .......... middle .......... high ..
-                        |                |                 a plan with this bottleneck, or a lower one, is known, and
-                        |                ask here          none within it has a shorter round than `round_ns`
-                        no plan below, or all of them are in another interval
+    keeps within the limit. So the one for limit i leaves two intervals: limits below its bottleneck, with rounds
+    no shorter than its own, and limits above i. In between nothing is better. The first limit asked for is the
+    highest that could do: most times nothing below it has to be.
     """
     best: Plan | None = None
-    intervals = [(0, len(limits_ns), 0)]
+    intervals = [(0, len(limits_ns), 0)]  # begin, end, and what no round of their plans is shorter than
     while intervals:
-        low, high, round_ns = intervals.pop()
-        high = bisect_left(limits_ns, below, low, high, key=partial(value, round_ns))
-        if low >= high:
+        begin, end, round_ns = intervals.pop()
+        end = bisect_left(limits_ns, below, begin, end, key=partial(value, round_ns))
+        if begin >= end:
             continue
-        middle = (low + high) // 2
+        middle = (begin + end) // 2 if round_ns else end - 1
         plan = cheapest(limits_ns[middle])
         if plan is None:
-            intervals.append((middle + 1, high, round_ns))
+            intervals.append((middle + 1, end, round_ns))
             continue
         shortest_ns, bottleneck_ns = costs.round_ns(plan), costs.bottleneck_ns(plan)
         if value(shortest_ns, bottleneck_ns) < below:
             best, below = plan, value(shortest_ns, bottleneck_ns)
-        intervals.append((middle + 1, high, round_ns))
-        intervals.append((low, bisect_left(limits_ns, bottleneck_ns, low, high), shortest_ns))
+        intervals.append((middle + 1, end, round_ns))
+        intervals.append((begin, bisect_left(limits_ns, bottleneck_ns, begin, end), shortest_ns))
     return best

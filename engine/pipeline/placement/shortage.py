@@ -37,12 +37,12 @@ def _shortage(peer: PeerMeasurements, others: Sequence[PeerMeasurements], memory
 
 
 def _farthest_ends(peers: Sequence[PeerMeasurements], memory: StageMemory) -> list[int]:
-    """By subset of peers, in bits: the most layers from layer 0 on that a chain of them has room for."""
+    """By subset of peers, in bits: the latest end of a chain of them that begins with layer 0."""
     return _by_subset(peers, 0, memory.latest_end, max)
 
 
 def _earliest_begins(peers: Sequence[PeerMeasurements], memory: StageMemory) -> list[int]:
-    """By subset of peers, in bits: where a chain of them that ends with the last layer can begin at the earliest."""
+    """By subset of peers, in bits: the earliest begin of a chain of them that ends with the last layer."""
     return _by_subset(peers, memory.model.num_layers, memory.earliest_begin, min)
 
 

@@ -73,9 +73,11 @@ def _cheapest(costs: ChainCosts, allowed: AllowedStages) -> Costs:
         if _is_hopeless(costs, cheapest, size):
             break
         for peer in range(num_peers):
-            before = _subsets(num_peers, size, peer)
-            arrived = (cheapest[before] + costs.hop[:, peer, None]).min(axis=1) - layers[peer]
-            cheapest[before | 1 << peer, peer] = _window_minima(arrived, allowed.earliest[peer]) + layers[peer]
+            subsets, members = _subsets(num_peers, size, peer)
+            arrived = cheapest[subsets[:, None], members]  # [num_subsets, size, L + 1]
+            arrived += costs.hop[members, peer][:, :, None]
+            begun = arrived.min(axis=1) - layers[peer]
+            cheapest[subsets | 1 << peer, peer] = _window_minima(begun, allowed.earliest[peer]) + layers[peer]
     return cheapest
 
 
@@ -87,7 +89,8 @@ def _complete(costs: ChainCosts, cheapest: Costs) -> Costs:
 def _is_hopeless(costs: ChainCosts, cheapest: Costs, size: int) -> bool:
     """Whether no chain of more than `size` peers can be cheaper than the cheapest of as many or fewer."""
     num_peers, num_ends = cheapest.shape[1:]
-    begun = cheapest[_subsets(num_peers, size)].min(axis=(0, 1))  # [L + 1]
+    subsets, members = _subsets(num_peers, size)
+    begun = cheapest[subsets[:, None], members].min(axis=(0, 1))  # [L + 1]
     rest = costs.layer.min() * np.arange(num_ends - 1, -1, -1) + costs.head.min() + costs.exit.min()
     bound = (begun + rest + costs.hop.min())[:-1].min()
     found = _complete(costs, cheapest).min()
@@ -95,10 +98,11 @@ def _is_hopeless(costs: ChainCosts, cheapest: Costs, size: int) -> bool:
 
 
 @cache
-def _subsets(num_peers: int, size: int, without: int | None = None) -> NDArray[np.intp]:
-    """Of `size` of the peers, in bits, in rising order."""
+def _subsets(num_peers: int, size: int, without: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """All of `size` of the peers: in bits, [num_subsets], and their members, [num_subsets, size]."""
     peers = [peer for peer in range(num_peers) if peer != without]
-    return np.array(sorted(sum(1 << peer for peer in chosen) for chosen in combinations(peers, size)))
+    members = np.array(list(combinations(peers, size)))
+    return (1 << members).sum(axis=1), members
 
 
 def _window_minima(values: Costs, begins: NDArray[np.intp]) -> Costs:
