@@ -92,8 +92,8 @@ def _step_costs(cluster: Cluster, num_rows: int, num_sampled: int, layer_ns: dic
         if source != target
     }
     for peer_id in ids:
-        for edge in ((COORDINATOR, peer_id), (peer_id, COORDINATOR)):
-            edges[edge] = _edge_cost(links, *edge, num_rows * _TOKEN_BYTES)
+        edges[COORDINATOR, peer_id] = _edge_cost(links, COORDINATOR, peer_id, num_rows * _TOKEN_BYTES)
+        edges[peer_id, COORDINATOR] = _edge_cost(links, peer_id, COORDINATOR, num_sampled * _TOKEN_BYTES)
     return StepCosts(
         num_layers=cluster.model.num_layers,
         layer_ns={peer_id: layer_ns[peer_id] for peer_id in ids},

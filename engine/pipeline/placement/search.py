@@ -124,10 +124,10 @@ def _least(
 ) -> Plan | None:
     """The plan with the least `value(round_ns, bottleneck_ns)`, None unless that is less than `below`.
 
-    `value` does not fall when either rises. `cheapest(limit_ns)` has the shortest round of all plans whose bottleneck
-    keeps within the limit. So the one for limit i leaves two intervals: limits below its bottleneck, with rounds
-    no shorter than its own, and limits above i. In between nothing is better. The first limit asked for is the
-    highest that could do: most times nothing below it has to be.
+    `value` does not fall when either rises. `cheapest(limit_ns)` has the shortest round of all plans whose
+    bottleneck keeps within the limit. So the one for limit i leaves two intervals: limits below its bottleneck,
+    with rounds no shorter than its own, and limits above i. In between nothing is better. The first limit asked
+    for is the highest that could do, as often it shows that none does.
     """
     best: Plan | None = None
     intervals = [(0, len(limits_ns), 0)]  # begin, end, and what no round of their plans is shorter than

@@ -1,6 +1,7 @@
 """The plans that fit in memory, and the cheapest of them whose every stage and edge keeps within a limit."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,20 +46,15 @@ class SearchSpace:
         Only of plans whose bottleneck by `occupancy` is `limit_ns` or less.
         """
         allowed = self._allowed(occupancy, limit_ns)
-        widest = np.arange(self._num_layers + 1) - allowed.earliest
-        first = allowed.from_zero * np.arange(self._num_layers + 1)
-        if np.maximum(widest, first).max(axis=1).sum() < self._num_layers:
+        ends = np.arange(self._num_layers + 1)
+        most_layers = np.maximum(ends - allowed.earliest, ends * allowed.from_zero).max(axis=1)
+        if most_layers.sum() < self._num_layers:
             return None
         chain = cheapest_chain(self._chain_costs(costs, then, occupancy, limit_ns), allowed)
         if chain is None:
             return None
-        begins = (0, *chain.ends)
-        return Plan(
-            tuple(
-                Stage(self._ids[peer], begin, end)
-                for peer, begin, end in zip(chain.peers, begins, chain.ends, strict=False)
-            )
-        )
+        layers = pairwise((0, *chain.ends))
+        return Plan(tuple(Stage(self._ids[peer], *span) for peer, span in zip(chain.peers, layers, strict=True)))
 
     def _allowed(self, occupancy: StepCosts, limit_ns: int) -> AllowedStages:
         """Stages that fit in memory and in the limit."""
@@ -72,9 +68,9 @@ class SearchSpace:
     def _most_layers(self, occupancy: StepCosts, peer: int, limit_ns: int) -> NDArray[np.intp]:
         """[L + 1]: of a stage up to each end, by time alone."""
         layer_ns, head_ns = occupancy.layer_ns[self._ids[peer]], occupancy.head_ns[self._ids[peer]]
-        most = np.full(self._num_layers + 1, limit_ns // layer_ns)
-        most[-1] = max(0, limit_ns - head_ns) // layer_ns
-        return np.minimum(most, self._num_layers)
+        most = np.full(self._num_layers + 1, min(self._num_layers, limit_ns // layer_ns))
+        most[-1] = min(self._num_layers, max(0, limit_ns - head_ns) // layer_ns)
+        return most
 
     def _chain_costs(self, costs: StepCosts, then: StepCosts, occupancy: StepCosts, limit_ns: int) -> ChainCosts:
         def edge(source: PeerId, target: PeerId) -> complex:

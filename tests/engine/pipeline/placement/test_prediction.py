@@ -39,7 +39,7 @@ def test_tpot_is_every_stage_the_head_and_a_hop_more_than_stages() -> None:
 def test_ttft_fills_the_pipeline_and_then_waits_for_its_bottleneck() -> None:
     """Chunks of 16: 16 x 3 layers x 0.1 ms on a, 16 x 0.2 ms and the head on b."""
     prediction = predict(two_peers(), TWO_STAGES, WORKLOAD)
-    fill_s = 0.0048 + 0.0032 + 0.002 + 3 * 0.001 + 16 * 16 / 1e6 + 16 * 8 / 1e6 * 2
+    fill_s = 0.0048 + 0.0032 + 0.002 + 3 * 0.001 + 16 * 16 / 1e6 + 16 * 8 / 1e6 + 8 / 1e6
     assert prediction.ttft_s == pytest.approx(fill_s + 2 * 0.0052)
 
 
