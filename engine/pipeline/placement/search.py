@@ -82,12 +82,12 @@ def _nothing_fits(choice: PeerChoice, memory: StageMemory) -> NothingFits:
 def _least_latency(cluster: Cluster, workload: Workload, space: SearchSpace) -> Plan:
     single, chunk = decode_costs(cluster, 1), prefill_costs(cluster, workload)
     limits_ns = space.limits_ns(chunk)
-    fastest = space.cheapest(single, chunk, chunk, limits_ns[-1])
+    fastest = space.cheapest(single, chunk, limits_ns[-1], then=chunk)
     assert fastest, "a plan fits in memory, and no bottleneck is above the last limit"
     least_ns = single.round_ns(fastest)
 
     def as_fast(limit_ns: int) -> Plan | None:
-        plan = space.cheapest(single, chunk, chunk, limit_ns)
+        plan = space.cheapest(single, chunk, limit_ns, then=chunk)
         return plan if plan and single.round_ns(plan) == least_ns else None
 
     def value(round_ns: int, bottleneck_ns: int) -> int:
@@ -98,13 +98,12 @@ def _least_latency(cluster: Cluster, workload: Workload, space: SearchSpace) -> 
 
 def _most_throughput(cluster: Cluster, num_streams: int, max_in_flight: int, space: SearchSpace) -> Plan:
     """The shortest cycle in which every stream gets a token, over all numbers of micro-batches."""
-    single = decode_costs(cluster, 1)
     best, best_ns = None, inf
     for count, num_rows in divisions_of(num_streams, max_in_flight):
         costs = decode_costs(cluster, num_rows)
         plan = _least(
             space.limits_ns(costs),
-            partial(space.cheapest, costs, single, costs),
+            partial(space.cheapest, costs, costs),
             costs,
             partial(cycle_ns, count),
             best_ns,

@@ -1,6 +1,6 @@
 """The plans that fit in memory, and the cheapest of them whose every stage and edge keeps within a limit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,6 @@ from distllm.engine.pipeline.placement.subset_program import (
     UNREACHED,
     AllowedStages,
     ChainCosts,
-    Costs,
     cheapest_chain,
 )
 
@@ -40,7 +39,9 @@ class SearchSpace:
             limits.update(layer_ns * n + costs.head_ns[peer_id] for n in range(1, self._num_layers + 1))
         return sorted(limits)
 
-    def cheapest(self, costs: StepCosts, then: StepCosts, occupancy: StepCosts, limit_ns: int) -> Plan | None:
+    def cheapest(
+        self, costs: StepCosts, occupancy: StepCosts, limit_ns: int, then: StepCosts | None = None
+    ) -> Plan | None:
         """The plan with the shortest round by `costs`, of equal ones by `then`; None where there is none.
 
         Only of plans whose bottleneck by `occupancy` is `limit_ns` or less.
@@ -72,21 +73,22 @@ class SearchSpace:
         most[-1] = min(self._num_layers, max(0, limit_ns - head_ns) // layer_ns)
         return most
 
-    def _chain_costs(self, costs: StepCosts, then: StepCosts, occupancy: StepCosts, limit_ns: int) -> ChainCosts:
+    def _chain_costs(
+        self, costs: StepCosts, then: StepCosts | None, occupancy: StepCosts, limit_ns: int
+    ) -> ChainCosts:
+        steps = (costs,) if then is None else (costs, then)
+        number: Callable[..., complex] = float if then is None else complex
+
         def edge(source: PeerId, target: PeerId) -> complex:
             if source == target or occupancy.edges[source, target].transfer_ns > limit_ns:
                 return UNREACHED
-            return complex(costs.edges[source, target].total_ns, then.edges[source, target].total_ns)
+            return number(*(step.edges[source, target].total_ns for step in steps))
 
         ids = self._ids
         return ChainCosts(
-            layer=_array([complex(costs.layer_ns[peer_id], then.layer_ns[peer_id]) for peer_id in ids]),
-            head=_array([complex(costs.head_ns[peer_id], then.head_ns[peer_id]) for peer_id in ids]),
-            entry=_array([edge(COORDINATOR, peer_id) for peer_id in ids]),
-            hop=_array([[edge(source, target) for target in ids] for source in ids]),
-            exit=_array([edge(peer_id, COORDINATOR) for peer_id in ids]),
+            layer=np.array([number(*(step.layer_ns[peer_id] for step in steps)) for peer_id in ids]),
+            head=np.array([number(*(step.head_ns[peer_id] for step in steps)) for peer_id in ids]),
+            entry=np.array([edge(COORDINATOR, peer_id) for peer_id in ids]),
+            hop=np.array([[edge(source, target) for target in ids] for source in ids]),
+            exit=np.array([edge(peer_id, COORDINATOR) for peer_id in ids]),
         )
-
-
-def _array(numbers: Sequence[complex] | Sequence[Sequence[complex]]) -> Costs:
-    return np.array(numbers, dtype=np.complex128)

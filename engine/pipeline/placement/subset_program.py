@@ -8,14 +8,15 @@ Knows costs and which stages are allowed; what these stand for is search.py's.
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Costs = NDArray[np.complex128]
-"""Pairs: numpy compares real parts, then imaginary ones. Whole numbers below 2**53, so that sums are exact."""
+Costs = NDArray[np.inexact[Any]]
+"""Whole numbers below 2**53, so that sums are exact. Complex ones are pairs: numpy compares real parts first."""
 
-UNREACHED = complex(np.inf, np.inf)
+UNREACHED = np.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def _cheapest(costs: ChainCosts, allowed: AllowedStages) -> Costs:
     """[2**N, N, L + 1], with subsets in bits, as far as states could be part of a cheapest chain."""
     num_peers, num_ends = allowed.from_zero.shape
     layers = costs.layer[:, None] * np.arange(num_ends)  # [N, L + 1]
-    cheapest = np.full((1 << num_peers, num_peers, num_ends), UNREACHED)
+    cheapest = np.full((1 << num_peers, num_peers, num_ends), UNREACHED, costs.layer.dtype)
     for peer in range(num_peers):
         cheapest[1 << peer, peer] = np.where(allowed.from_zero[peer], costs.entry[peer] + layers[peer], UNREACHED)
     for size in range(1, num_peers):
