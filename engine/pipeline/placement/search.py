@@ -5,11 +5,11 @@ the KV of all streams, or of as many as any plan has room for. Among equals, few
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 
+from distllm.engine.pipeline.placement.bottleneck_search import Candidate, least
 from distllm.engine.pipeline.placement.costs import StepCosts, decode_costs, first_token_ns, prefill_costs
 from distllm.engine.pipeline.placement.measurements import Cluster
 from distllm.engine.pipeline.placement.peer_choice import LeftOut, PeerChoice, choose_peers
@@ -80,69 +80,39 @@ def _nothing_fits(choice: PeerChoice, memory: StageMemory) -> NothingFits:
 
 
 def _least_latency(cluster: Cluster, workload: Workload, space: SearchSpace) -> Plan:
+    """Of the plans with the least TPOT, the one with the least TTFT."""
     single, chunk = decode_costs(cluster, 1), prefill_costs(cluster, workload)
     limits_ns = space.limits_ns(chunk)
     fastest = space.cheapest(single, chunk, limits_ns[-1], then=chunk)
     assert fastest, "a plan fits in memory, and no bottleneck is above the last limit"
     least_ns = single.round_ns(fastest)
 
-    def as_fast(limit_ns: int) -> Plan | None:
+    def as_fast(limit_ns: int) -> Candidate[Plan] | None:
         plan = space.cheapest(single, chunk, limit_ns, then=chunk)
-        return plan if plan and single.round_ns(plan) == least_ns else None
+        return _candidate(plan, chunk) if plan and single.round_ns(plan) == least_ns else None
 
-    def value(round_ns: int, bottleneck_ns: int) -> int:
-        return first_token_ns(workload, round_ns, bottleneck_ns)
-
-    return _least(limits_ns, as_fast, chunk, value, inf) or fastest
+    best = least(limits_ns, as_fast, partial(first_token_ns, workload), inf)
+    assert best, "the fastest plan is a candidate"
+    return best.plan
 
 
 def _most_throughput(cluster: Cluster, num_streams: int, max_in_flight: int, space: SearchSpace) -> Plan:
-    """The shortest cycle in which every stream gets a token, over all numbers of micro-batches."""
-    best, best_ns = None, inf
+    """The plan with the shortest cycle in which every stream gets a token, in any number of micro-batches."""
+    best: Candidate[Plan] | None = None
+    best_ns = inf
     for count, num_rows in divisions_of(num_streams, max_in_flight):
         costs = decode_costs(cluster, num_rows)
-        plan = _least(
-            space.limits_ns(costs),
-            partial(space.cheapest, costs, costs),
-            costs,
-            partial(cycle_ns, count),
-            best_ns,
-        )
-        if plan:
-            best, best_ns = plan, cycle_ns(count, costs.round_ns(plan), costs.bottleneck_ns(plan))
-    assert best, "a plan fits in memory, and any cycle is below infinity"
-    return best
+
+        def shortest_round(limit_ns: int, costs: StepCosts = costs) -> Candidate[Plan] | None:
+            plan = space.cheapest(costs, costs, limit_ns)
+            return _candidate(plan, costs) if plan else None
+
+        found = least(space.limits_ns(costs), shortest_round, partial(cycle_ns, count), best_ns)
+        if found:
+            best, best_ns = found, cycle_ns(count, found.round_ns, found.bottleneck_ns)
+    assert best, "a plan fits in memory, and its cycle is finite"
+    return best.plan
 
 
-def _least(
-    limits_ns: Sequence[int],
-    cheapest: Callable[[int], Plan | None],
-    costs: StepCosts,
-    value: Callable[[int, int], int],
-    below: float,
-) -> Plan | None:
-    """The plan with the least `value(round_ns, bottleneck_ns)`, None unless that is less than `below`.
-
-    `value` does not fall when either rises. `cheapest(limit_ns)` has the shortest round of all plans whose
-    bottleneck keeps within the limit. So the one for limit i leaves two intervals: limits below its bottleneck,
-    with rounds no shorter than its own, and limits above i. In between nothing is better. The first limit asked
-    for is the highest that could do, as often it shows that none does.
-    """
-    best: Plan | None = None
-    intervals = [(0, len(limits_ns), 0)]  # begin, end, and what no round of their plans is shorter than
-    while intervals:
-        begin, end, round_ns = intervals.pop()
-        end = bisect_left(limits_ns, below, begin, end, key=partial(value, round_ns))
-        if begin >= end:
-            continue
-        middle = (begin + end) // 2 if round_ns else end - 1
-        plan = cheapest(limits_ns[middle])
-        if plan is None:
-            intervals.append((middle + 1, end, round_ns))
-            continue
-        shortest_ns, bottleneck_ns = costs.round_ns(plan), costs.bottleneck_ns(plan)
-        if value(shortest_ns, bottleneck_ns) < below:
-            best, below = plan, value(shortest_ns, bottleneck_ns)
-        intervals.append((middle + 1, end, round_ns))
-        intervals.append((begin, bisect_left(limits_ns, bottleneck_ns, begin, end), shortest_ns))
-    return best
+def _candidate(plan: Plan, costs: StepCosts) -> Candidate[Plan]:
+    return Candidate(plan, costs.round_ns(plan), costs.bottleneck_ns(plan))

@@ -26,9 +26,7 @@ class SearchSpace:
         self._num_layers = memory.model.num_layers
         ends = range(self._num_layers + 1)
         self._farthest = np.array([memory.latest_end(peer, 0) for peer in peers])
-        self._earliest = np.array(
-            [[min(end, max(1, memory.earliest_begin(peer, end))) for end in ends] for peer in peers]
-        )
+        self._earliest = np.array([[memory.earliest_begin(peer, end) for end in ends] for peer in peers])
 
     def limits_ns(self, costs: StepCosts) -> list[int]:
         """In rising order, all that the bottleneck of a plan can be."""

@@ -34,11 +34,11 @@ class ChainCosts:
 class AllowedStages:
     """Which stages N peers may serve, of L layers: where [begin, end) is allowed, so is [begin + 1, end).
 
-    Stages from layer 0, which have the embedding, are told apart: that [0, end) is allowed says nothing of others.
+    Those from layer 0 on, which have the embedding, are told apart from those that follow others.
     """
 
     from_zero: NDArray[np.bool_]  # [N, L + 1]: [0, end)
-    earliest: NDArray[np.intp]  # [N, L + 1]: the smallest begin > 0 of a stage up to end; end itself if none
+    earliest: NDArray[np.intp]  # [N, L + 1]: the smallest begin of a stage up to end; end itself if there is none
 
 
 @dataclass(frozen=True, slots=True)
