@@ -1,7 +1,7 @@
 """The best trade between a sum and a maximum, exactly, by bisection on the maximum. Knows nothing of plans.
 
-A plan's round adds up along its chain, its bottleneck does not. So a search for the shortest round is asked with few
-limits for the bottleneck, and what it answers rules out most others.
+A plan's round adds up along its chain, its bottleneck does not. So a search for the shortest round is asked with
+few limits for the bottleneck, and what it answers rules out most others.
 """
 
 from bisect import bisect_left

@@ -31,6 +31,7 @@ from tests.engine.pipeline.placement.clusters import (
 )
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput")
+A, B = PeerId("a"), PeerId("b")
 ONE_TOKEN = Workload(prompt_tokens=1, output_tokens=1, num_streams=1)
 
 
@@ -142,6 +143,19 @@ def test_of_plans_with_equal_tpot_the_one_with_the_least_ttft_is_taken() -> None
     assert [stage.num_layers for stage in plan.stages] == [5, 3]
 
 
+def test_throughput_takes_a_far_link_before_a_thin_one() -> None:
+    """A token takes 10 ms of the thin link from a to b; from b to a it is 25 ms on its way, others close behind."""
+    peers = (peer("a", free_bytes=1300), peer("b", free_bytes=1300))
+    outer = [link for link in full_mesh(peers, delay_s=0.0) if COORDINATOR in (link.source, link.target)]
+    two_ways = Cluster(model(8), peers, (Link(A, B, 0.0, 1600), Link(B, A, 0.025, 1e9), *outer))
+    workload = Workload(prompt_tokens=8, output_tokens=8, num_streams=8, max_in_flight=8, min_blocks=8)
+    assert [stage.peer_id for stage in found(two_ways, workload, "latency").plan.stages] == ["a", "b"]
+    busy = found(two_ways, workload, "throughput")
+    assert [stage.peer_id for stage in busy.plan.stages] == ["b", "a"]
+    assert busy.prediction.num_micro_batches == 4
+    assert busy.prediction.tokens_per_s == pytest.approx(8 / (0.025 + 0.010 * 9 / 8), rel=0.01)
+
+
 def test_throughput_takes_as_many_streams_as_any_plan_has_room_for() -> None:
     """One stream of 32 tokens is 32 bytes a layer: beside 500 bytes of model there is room for three."""
     workload = Workload(prompt_tokens=16, output_tokens=16, num_streams=8)
@@ -176,6 +190,13 @@ def test_of_more_than_ten_peers_the_fastest_are_considered() -> None:
     result = found(cluster(4, *peers), ONE_TOKEN, "latency")
     assert [left.peer_id for left in result.left_out] == ["p10", "p11"]
     assert result.left_out[0].reason == "10 peers are faster a layer"
+
+
+def test_a_peer_with_room_for_more_layers_shares_its_way_among_them() -> None:
+    """A way of 20 ms there and back is 10 ms for each of two layers, and 2.9 ms for each of seven."""
+    small = [peer(f"p{number:02}", 0.001, free_bytes=300) for number in range(MAX_PEERS)]
+    result = found(cluster(8, *small, peer("x", 0.005, free_bytes=1000), delay_s=0.01), ONE_TOKEN, "latency")
+    assert [left.peer_id for left in result.left_out] == ["p09"]
 
 
 def test_of_more_than_ten_peers_the_largest_are_considered_where_the_fastest_have_no_room() -> None:
