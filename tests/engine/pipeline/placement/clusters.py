@@ -87,7 +87,8 @@ def small_clusters(draw: st.DrawFn) -> Cluster:
         )
         for number in range(draw(st.integers(1, 4)))
     )
-    speeds = st.tuples(st.sampled_from([0.0, 0.001]) | st.floats(0, 0.05), st.floats(1e4, 1e9))
+    goodputs = st.sampled_from([1e4, 1e5, 1e6]) | st.floats(1e4, 1e9)
+    speeds = st.tuples(st.sampled_from([0.0, 0.001]) | st.floats(0, 0.05), goodputs)
     links = [
         Link(link.source, link.target, *draw(speeds))
         for link in full_mesh(peers)
