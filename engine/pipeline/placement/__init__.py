@@ -1,0 +1,1 @@
+"""Which peer serves which layers: measured, predicted, and searched exactly. Never imports torch."""
