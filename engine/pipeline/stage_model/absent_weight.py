@@ -18,7 +18,8 @@ class AbsentWeight(WeightStandIn):
         self.is_transposed = is_transposed
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return x.new_zeros(*x.shape[:-1], self.shape[1 if self.is_transposed else 0])
+        zeros = x.new_zeros(*x.shape[:-1], self.shape[1 if self.is_transposed else 0])
+        return zeros if bias is None else zeros + bias
 
     def look_up(self, ids: Tensor) -> Tensor:
         return torch.zeros(*ids.shape, self.shape[1], dtype=self.dtype, device=self.device)

@@ -39,10 +39,8 @@ class DecoderParts:
     def held_by(self, layers: LayerRange, names: Iterable[str]) -> set[str]:
         """Those of a model's parameters and stored buffers, by `names`, that a stage of `layers` holds."""
         within = tuple(f"{name}." for name in self.layers[layers.begin : layers.end])
-        outside = (self.before if layers.is_first else frozenset()) | (
-            self.after if layers.is_last else frozenset()
-        )
-        return {name for name in names if name.startswith(within) or name in outside}
+        before, after = (self.before if layers.is_first else ()), (self.after if layers.is_last else ())
+        return {name for name in names if name.startswith(within) or name in before or name in after}
 
 
 def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from distllm.engine.batch import StepTensors
@@ -42,7 +41,3 @@ def config_of(path: Path, dtype: str = "float32", **fields: object) -> EngineCon
     return EngineConfig(
         model=str(path), device="cpu", dtype=dtype, max_model_len=128, num_threads=2, **fields,  # type: ignore[arg-type]
     )  # fmt: skip
-
-
-def rows_of(batch: StepTensors) -> int:
-    return int(torch.numel(batch.input_ids))
