@@ -58,7 +58,8 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
     names = {id(module): name for name, module in model.named_modules()}
     layer_names = tuple(names[id(layer)] for layer in layers)
     outside = {name: first for name, first in first_names.items() if not _is_within(name, layer_names)}
-    before, after = (_used(outside, modules) for modules in (observed.before, observed.after))
+    parents = {"", *(layer_names[0][:end] for end, letter in enumerate(layer_names[0]) if letter == ".")}
+    before, after = (_used(outside, modules - parents) for modules in (observed.before, observed.after))
     if unused := outside.keys() - before - after:
         raise _refusal(model, f"which stage needs {min(unused)} cannot be told")
     return DecoderParts(

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +14,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distllm.engine.batch import build_step_tensors
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.factory import build_executor
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.stage_model.plan import plan_stage
-from distllm.engine.pipeline.stage_model.stage_forward import StageForward
 from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.served_model import prepare_model
 from tests.engine.conftest import MODELS, Served, make_model
 from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
-from tests.engine.pipeline.stages import config_of, load_stage, load_stages, run_stages
+from tests.engine.pipeline.stages import check_bits, config_of, load_stage, load_stages, step_of
 from tests.engine.test_forward import NUM_BLOCKS, Part, make_stories, mixed_batch
 from tests.engine.test_stored_quantization import FORMATS, write
 
@@ -75,7 +73,7 @@ def test_tensors_of_other_stages_do_not_matter(
     for path in paths:
         stage = load_stage(config_of(path, dtype), begin, end).stage_over(NUM_BLOCKS)
         (story,) = make_stories(1, [20])
-        batch = build_step_tensors([Part(story, 0, 20).chunk()], range(20))
+        batch = step_of([Part(story, 0, 20)])
         received = None
         if begin > 0:
             width = 60 if kind == "llama-odd" else 64
@@ -105,10 +103,7 @@ def test_files_of_other_stages_need_not_be_there(checkpoint: Checkpoints, serve:
         for file in set(files.values()) - kept:
             (path / file).unlink()
         stages.append(load_stage(config_of(path), begin, end).stage_over(NUM_BLOCKS))
-    for step in mixed_batch():
-        batch = build_step_tensors([part.chunk() for part in step], range(sum(it.end - it.start for it in step)))
-        expected = serve("mistral").executor.runner.forward(batch)  # type: ignore[attr-defined]
-        assert torch.equal(run_stages(stages, batch).whole, expected)
+    check_bits(serve("mistral"), stages, mixed_batch())
 
 
 def test_a_file_of_the_stage_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -166,14 +161,6 @@ def test_layers_of_another_model_are_refused(checkpoint: Checkpoints) -> None:
         plan_stage(checkpoint("llama"), LayerRange(0, 2, 4))
 
 
-def check_bits(served: Served, stages: Sequence[StageForward]) -> None:
-    """The stages together have the logits of what is served."""
-    for step in mixed_batch():
-        batch = build_step_tensors([part.chunk() for part in step], range(sum(it.end - it.start for it in step)))
-        expected = served.executor.runner.forward(batch)  # type: ignore[attr-defined]
-        assert torch.equal(run_stages(stages, batch).whole, expected)
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral", "gpt_oss"])
@@ -183,7 +170,7 @@ def test_weights_are_quantized_as_in_the_whole_model(
     quantization = QuantizationConfig.named(name)
     config = config_of(checkpoint(kind), quantization=quantization, attention_backend=backend)
     served = serve(kind, backend=backend, quantization=quantization)
-    check_bits(served, load_stages(config, (1, 2), NUM_BLOCKS))
+    check_bits(served, load_stages(config, (1, 2), NUM_BLOCKS), mixed_batch())
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "W8A8", "fp8 a block"])
@@ -194,7 +181,7 @@ def test_weights_that_are_stored_quantized_stay_so(
     packed, _ = write(checkpoint(kind), tmp_path, *FORMATS[name])
     config = config_of(packed, num_blocks=NUM_BLOCKS)
     served = Served(packed, build_executor(config, lambda *_: None))
-    check_bits(served, load_stages(config, (1, 2), NUM_BLOCKS))
+    check_bits(served, load_stages(config, (1, 2), NUM_BLOCKS), mixed_batch())
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
@@ -202,7 +189,7 @@ def test_the_kv_cache_is_quantized_as_in_the_whole_model(
     checkpoint: Checkpoints, serve: Serve, kv_cache_dtype: str
 ) -> None:
     config = config_of(checkpoint("llama"), kv_cache_dtype=kv_cache_dtype)
-    check_bits(serve("llama", kv_cache_dtype=kv_cache_dtype), load_stages(config, (1,), NUM_BLOCKS))
+    check_bits(serve("llama", kv_cache_dtype=kv_cache_dtype), load_stages(config, (1,), NUM_BLOCKS), mixed_batch())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
@@ -210,7 +197,7 @@ def test_layers_of_a_stage_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     prefix, special = MODELS[kind]
-    monkeypatch.setitem(MODELS, kind, (prefix, {**special, "num_hidden_layers": 5}))  # type: ignore[arg-type]
+    monkeypatch.setitem(MODELS, kind, (prefix, {**special, "num_hidden_layers": 5}))
     make_model(kind).save_pretrained(tmp_path)
     config = config_of(tmp_path, num_blocks=NUM_BLOCKS)
     served = Served(tmp_path, build_executor(config, lambda *_: None))
@@ -220,7 +207,7 @@ def test_layers_of_a_stage_stream(
         offloaded = replace(config, offload="disk", offload_dir=str(tmp_path), weights_bytes=limit)
         streaming = load_stage(offloaded, 1, 5, 5)
     assert re.search(r"[1-4] stream from disk", caplog.text)
-    check_bits(served, [first.stage_over(NUM_BLOCKS), streaming.stage_over(NUM_BLOCKS)])
+    check_bits(served, [first.stage_over(NUM_BLOCKS), streaming.stage_over(NUM_BLOCKS)], mixed_batch())
 
 
 @pytest.mark.parametrize("name", ["Olmo", "NanoChat"])
@@ -230,7 +217,8 @@ def test_a_stage_may_be_left_without_any_parameter(tmp_path: Path, name: str) ->
     config = getattr(transformers, f"{name}Config")(vocab_size=131, max_position_embeddings=128, **shape)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     executor = build_executor(config_of(tmp_path, num_blocks=NUM_BLOCKS), lambda *_: None)
-    check_bits(Served(tmp_path, executor), load_stages(config_of(tmp_path), (1, 2), NUM_BLOCKS))
+    stages = load_stages(config_of(tmp_path), (1, 2), NUM_BLOCKS)
+    check_bits(Served(tmp_path, executor), stages, mixed_batch())
 
 
 def test_a_stage_is_not_shared_by_ranks(checkpoint: Checkpoints) -> None:
