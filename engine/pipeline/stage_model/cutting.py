@@ -56,5 +56,5 @@ def _leave_absent(model: nn.Module, name: str, dtype: torch.dtype, device: torch
     if tensor.dim() < 2:
         setattr(module, attribute, torch.zeros(tensor.shape, dtype=dtype, device=device))
     else:
-        absent = AbsentWeight(tensor.shape, dtype, device, is_transposed=isinstance(module, Conv1D))
+        absent = AbsentWeight(tensor.shape, dtype, is_transposed=isinstance(module, Conv1D))
         setattr(module, attribute, absent)
