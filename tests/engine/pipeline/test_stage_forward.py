@@ -85,19 +85,24 @@ def test_activations_of_another_step_are_refused(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("begin", [0, 1, 2])
-def test_a_stage_that_computes_something_else_is_refused(checkpoint: Checkpoints, dtype: str, begin: int) -> None:
-    """The check compares what its layers add, for of what came in much goes on."""
+@pytest.mark.parametrize(("begin", "scale"), [(0, 1.0), (1, 1.0), (1, 0.002), (2, 1.0)])
+def test_a_stage_that_computes_something_else_is_refused(
+    checkpoint: Checkpoints, dtype: str, begin: int, scale: float
+) -> None:
+    """However little its layers add to what came in."""
     served = load_stage(config_of(checkpoint("llama"), dtype, attention_backend="reference"), begin, begin + 1)
+    for name, parameter in served.model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.mul_(scale)
     expected = plain_outputs(served.model, served.boundary)
     check_forward(served.forward_over(2), expected)
-    spoil(served)
+    turn_mlp(served)
     outputs = "logits" if begin == 2 else "activations"
     with pytest.raises(CheckpointError, match=f"in paged steps its {outputs} differ by"):
         check_forward(served.forward_over(2), expected)
 
 
-def spoil(served: ServedModel) -> None:
+def turn_mlp(served: ServedModel) -> None:
     """Turn the sign of what the stage's first MLP yields."""
     module = next(module for name, module in served.model.named_modules() if name.endswith("mlp"))
     module.register_forward_hook(lambda _, __, output: -output)
