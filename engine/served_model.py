@@ -21,7 +21,7 @@ from distllm.engine.distributed.unit import inner_unit
 from distllm.engine.distributed.user_policy import policy_blocks
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.forward import ModelForward
-from distllm.engine.injection.attention import PagedCache, attach
+from distllm.engine.injection.attention import PagedCache, attach, resolve_kv_dtype
 from distllm.engine.injection.injector import fuse_modules
 from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
@@ -40,15 +40,13 @@ from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_outputs
 from distllm.engine.stage_log import StageLog
 from distllm.engine.weight_placement import WeightPlacement
 
-_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model whose modules attend to a paged cache that it has yet to be given.
 
-    `sharding` is None unless it is shared by ranks, `boundary` unless it is a stage. `weight_bytes` are those that this process holds, or brings in every step
-    where layers are `offloaded`.
+    `sharding` is None unless ranks share it, `boundary` unless it is a stage. `weight_bytes` are those that this
+    process holds, or brings in every step where layers are `offloaded`.
     """
 
     model: PreTrainedModel
@@ -69,7 +67,7 @@ class ServedModel:
 
     def pool_need(self, config: EngineConfig) -> PoolNeed:
         """What this process's part of the KV pool takes."""
-        return _pool_need(config, self.model, self.layers, self.max_model_len, self.kv_dtype)
+        return _pool_need(config, self.model, self.layers, self.max_model_len, self.kv_dtype, self.boundary)
 
     def stage_over(self, num_blocks: int) -> StageForward:
         """The stage that this is, with a cache of so many blocks of its layers' KV."""
@@ -133,39 +131,30 @@ def prepare_model(
     on_progress("reading the checkpoint", 0.0)
     log = StageLog(rank, size)
     host = device if lane is None else torch.device("cpu")
-    rank_of_size = None if group is None else (rank, size)
     leaves_unread = compute.kernels is not None or lane is not None
     sharding: Sharding | None = None
     boundary: Boundary | None = None
-    if stage is None:
-        model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
-    else:
+    if stage is not None:
         model, boundary = load_stage(stage, dtype, host, leaves_unread=leaves_unread)
+    else:
+        rank_of_size = None if group is None else (rank, size)
+        model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
     log.loaded(model, sharding, layers)
     attending = discover_layers(model, layers)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
-    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
-    need = _pool_need(config, model, attending, max_model_len, kv_dtype)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
+    need = _pool_need(config, model, attending, max_model_len, kv_dtype, boundary)
     weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, attending, need)
     log.quantized(model, weights.schemes)
+    num_bytes, offloaded = weights.num_bytes, weights.offloaded
     served = ServedModel(
-        model,
-        attending,
-        compute,
-        dtype,
-        kv_dtype,
-        device,
-        max_model_len,
-        weights.num_bytes,
-        sharding,
-        weights.offloaded,
-        boundary,
+        model, attending, compute, dtype, kv_dtype, device, max_model_len, num_bytes, sharding, offloaded, boundary
     )
     return _inject_modules(served, group, log)
 
 
-def _inject_modules(served: ServedModel, group: RankGroup | None, stages: StageLog) -> ServedModel:
+def _inject_modules(served: ServedModel, group: RankGroup | None, log: StageLog) -> ServedModel:
     """Put our modules around the weights, and compare what the model computes then with what it did before."""
     model, layers = served.model, served.layers
     if served.sharding is not None and group is not None:
@@ -173,10 +162,10 @@ def _inject_modules(served: ServedModel, group: RankGroup | None, stages: StageL
     expected = plain_outputs(model, served.boundary)
     if served.compute.kernels is not None:
         layers = fuse_modules(model, layers, served.compute.kernels)
-    stages.injected(model)
+    log.injected(model)
     injected = replace(served, layers=layers)
     check_forward(injected.forward_over(NUM_BLOCKS, served.dtype), expected)
-    stages.checked()
+    log.checked()
     return injected
 
 
@@ -194,13 +183,15 @@ def _pool_need(
     layers: list[DiscoveredLayer],
     max_model_len: int,
     kv_dtype: torch.dtype,
+    boundary: Boundary | None,
 ) -> PoolNeed:
     text = model.config.get_text_config()
+    vocab_size = text.vocab_size if boundary is None or boundary.layers.is_last else 0
     return PoolNeed(
         block_bytes=sum(layer.shape.num_bytes(BLOCK_SIZE, kv_dtype) for layer in layers),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
-        activation_bytes=activation_bytes(config.max_num_batched_tokens, text.vocab_size, text.hidden_size),
+        activation_bytes=activation_bytes(config.max_num_batched_tokens, vocab_size, text.hidden_size),
     )
 
 

@@ -22,6 +22,7 @@ from distllm.engine.attention.interface import (
     LayerKV,
     indexable,
 )
+from distllm.engine.config import KvCacheDtypeName
 
 ATTENTION_NAME = "distllm_paged"
 CHECKED_NAME = "distllm_paged_checked"
@@ -52,6 +53,11 @@ class LayerShape:
         scale_bytes = 2 * torch.float32.itemsize if dtype in QUANTIZED_KV else 0
         head_bytes = (self.key_dim + self.value_dim) * dtype.itemsize + scale_bytes
         return num_tokens * self.num_kv_heads * head_bytes
+
+
+def resolve_kv_dtype(name: KvCacheDtypeName, dtype: torch.dtype) -> torch.dtype:
+    """The type of a cache's elements; `auto` is `dtype`, that of the weights."""
+    return {"auto": dtype, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[name]
 
 
 class PagedCache:

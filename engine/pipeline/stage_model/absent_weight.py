@@ -11,14 +11,14 @@ class AbsentWeight(WeightStandIn):
 
     _is_hf_initialized = True  # or transformers would draw it at random, as it does with what is missing
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, *, is_transposed: bool) -> None:
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, *, is_transposed: bool) -> None:
         self.shape = shape
         self.dtype = dtype
-        self.device = device
         self.is_transposed = is_transposed
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return x.new_zeros(*x.shape[:-1], self.shape[1 if self.is_transposed else 0])
+        zeros = x.new_zeros(*x.shape[:-1], self.shape[1 if self.is_transposed else 0])
+        return zeros if bias is None else zeros + bias
 
     def look_up(self, ids: Tensor) -> Tensor:
-        return torch.zeros(*ids.shape, self.shape[1], dtype=self.dtype, device=self.device)
+        return torch.zeros(*ids.shape, self.shape[1], dtype=self.dtype, device=ids.device)

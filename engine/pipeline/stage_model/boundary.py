@@ -1,6 +1,6 @@
 """Where activations enter and leave the decoder layers of a stage, within transformers' own forward pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +43,8 @@ class Entrance:
             self._received = None
 
     def _enter(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self._received is None:
             return args, kwargs
         if args:
@@ -60,7 +60,7 @@ class Boundary:
     entrance: Entrance | None
 
     def receiving(self, activations: Tensor | None) -> AbstractContextManager[None]:
-        """While it holds, forward passes go on from `activations` [batch, num_tokens, width], if they come in here."""
+        """While it holds, forward passes go on from `activations` [batch, num_tokens, width], if any come in."""
         if self.entrance is None or activations is None:
             return nullcontext()
         return self.entrance.receiving(activations)

@@ -32,11 +32,8 @@ def cut(
     """Leave `model`, on the meta device, only what a stage of `layers` holds, to compute on `device`."""
     names = tuple(model.state_dict())
     held = parts.held_by(layers, names)
-    model.all_tied_weights_keys = {
-        target: source
-        for target, source in model.all_tied_weights_keys.items()
-        if target in held and source in held
-    }
+    tied = model.all_tied_weights_keys.items()
+    model.all_tied_weights_keys = {target: source for target, source in tied if {target, source} <= held}
     for name in (parts.before | parts.after) - held:
         _leave_absent(model, name, dtype, device)
     for number, name in enumerate(parts.layers):
@@ -59,5 +56,5 @@ def _leave_absent(model: nn.Module, name: str, dtype: torch.dtype, device: torch
     if tensor.dim() < 2:
         setattr(module, attribute, torch.zeros(tensor.shape, dtype=dtype, device=device))
     else:
-        absent = AbsentWeight(tensor.shape, dtype, device, is_transposed=isinstance(module, Conv1D))
+        absent = AbsentWeight(tensor.shape, dtype, is_transposed=isinstance(module, Conv1D))
         setattr(module, attribute, absent)

@@ -39,10 +39,8 @@ class DecoderParts:
     def held_by(self, layers: LayerRange, names: Iterable[str]) -> set[str]:
         """Those of a model's parameters and stored buffers, by `names`, that a stage of `layers` holds."""
         within = tuple(f"{name}." for name in self.layers[layers.begin : layers.end])
-        outside = (self.before if layers.is_first else frozenset()) | (
-            self.after if layers.is_last else frozenset()
-        )
-        return {name for name in names if name.startswith(within) or name in outside}
+        before, after = (self.before if layers.is_first else ()), (self.after if layers.is_last else ())
+        return {name for name in names if name.startswith(within) or name in before or name in after}
 
 
 def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
@@ -60,7 +58,8 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
     names = {id(module): name for name, module in model.named_modules()}
     layer_names = tuple(names[id(layer)] for layer in layers)
     outside = {name: first for name, first in first_names.items() if not _is_within(name, layer_names)}
-    before, after = (_used(outside, modules) for modules in (observed.before, observed.after))
+    parents = {"", *(layer_names[0][:end] for end, letter in enumerate(layer_names[0]) if letter == ".")}
+    before, after = (_used(outside, modules - parents) for modules in (observed.before, observed.after))
     if unused := outside.keys() - before - after:
         raise _refusal(model, f"which stage needs {min(unused)} cannot be told")
     return DecoderParts(

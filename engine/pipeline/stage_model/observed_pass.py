@@ -35,7 +35,7 @@ class ObservedPass:
     before: set[str] = field(default_factory=set)
     after: set[str] = field(default_factory=set)
 
-    def enter(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook of layer `number` before it runs."""
         hidden, *others = args or (kwargs[HIDDEN_STATES],)
         named = [value for name, value in sorted(kwargs.items()) if args or name != HIDDEN_STATES]
@@ -82,8 +82,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _with_tokens(
-    value: int, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    value: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "input_ids": torch.full_like(kwargs["input_ids"], value)}
 
 

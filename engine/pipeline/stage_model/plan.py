@@ -41,9 +41,7 @@ def plan_stage(path: Path, layers: LayerRange) -> StagePlan:
     would be what most of the stage's are: name the type that all stages compute in.
     """
     if is_divided(path):
-        raise CheckpointError(
-            f"{path} was converted for several ranks; stages need the checkpoint that it came from"
-        )
+        raise CheckpointError(f"{path} was converted for several ranks; stages need what it came from")
     described = Checkpoint(path, read_json(path / "config.json"), {})
     model = build_on_meta(described, load_config(described), torch.bfloat16)
     num_layers = model.config.get_text_config().num_hidden_layers

@@ -1,4 +1,4 @@
-"""Runs steps through a stage: activations of the stage before in, those for the next or what is read of logits out."""
+"""Runs steps through a stage: activations come in from the stage before, and go out to the next, or logits do."""
 
 import torch
 from torch import Tensor

@@ -1,18 +1,15 @@
 """Every kind of decoder in stages: bit for bit the logits of the whole model, step after step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from distllm.engine.batch import build_step_tensors
 from distllm.engine.pipeline.stage_model.stage_forward import StageForward
 from tests.engine.conftest import Served
-from tests.engine.pipeline.stages import config_of, load_stages, run_stages
-from tests.engine.test_forward import KINDS, NUM_BLOCKS, SCHEDULES, Part, make_stories, random_schedule
+from tests.engine.pipeline.stages import check_bits, config_of, load_stages
+from tests.engine.test_forward import KINDS, NUM_BLOCKS, SCHEDULES, Part, make_stories, mixed_batch, random_schedule
 
 Serve = Callable[..., Served]
 Stages = Callable[..., list[StageForward]]
@@ -32,16 +29,6 @@ def stages(checkpoint: Callable[[str], Path]) -> Stages:
     return build
 
 
-def run_whole(served: Served, step: Sequence[Part]) -> Tensor:
-    num_tokens = sum(part.end - part.start for part in step)
-    return served.executor.runner.forward(build_step_tensors([part.chunk() for part in step], range(num_tokens)))  # type: ignore[attr-defined]
-
-
-def run_cut(stages: Sequence[StageForward], step: Sequence[Part]) -> Tensor:
-    num_tokens = sum(part.end - part.start for part in step)
-    return run_stages(stages, build_step_tensors([part.chunk() for part in step], range(num_tokens))).whole
-
-
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,7 +37,16 @@ def test_stages_have_the_bits_of_the_whole_model(
 ) -> None:
     served, cut = serve(kind, dtype), stages(kind, cuts, dtype)
     for schedule in SCHEDULES:
-        for step in schedule():
-            assert torch.equal(run_cut(cut, step), run_whole(served, step))
-    for step in random_schedule(make_stories(6, [45, 3, 31, 18, 37]), 0):
-        assert torch.equal(run_cut(cut, step), run_whole(served, step))
+        check_bits(served, cut, schedule())
+    check_bits(served, cut, random_schedule(make_stories(6, [45, 3, 31, 18, 37]), 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_torch_has_them_as_well(serve: Serve, stages: Stages, kind: str) -> None:
+    check_bits(serve(kind, backend="reference"), stages(kind, (1, 2), backend="reference"), mixed_batch())
+
+
+def test_frequencies_are_those_of_the_longest_sequence_in_every_stage(serve: Serve, stages: Stages) -> None:
+    short, long = make_stories(7, [20, 90])
+    steps = [[Part(short, 0, 20), Part(long, 0, 60)], [Part(long, 60, 90)]]
+    check_bits(serve("phi3-longrope"), stages("phi3-longrope", (1, 2)), steps)
