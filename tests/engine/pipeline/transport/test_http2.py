@@ -164,7 +164,7 @@ async def test_what_is_put_into_a_stream_comes_out_and_its_end_is_seen_on_both_s
 
 async def test_nobody_at_a_port_is_said_in_one_line(authority: ClusterAuthority, now: datetime) -> None:
     async with connected(Address(SERVER, "127.0.0.1", 9), joined(authority, "p", now), authority) as client:
-        with pytest.raises(Unreachable, match=r"^server-1 at 127.0.0.1:9 cannot be reached: .*[Cc]onnection refused"):
+        with pytest.raises(Unreachable, match=r"^server-1 at 127.0.0.1:9 cannot be reached: .*refused"):
             await client.post("/open", b"", TIMEOUT_S)
     with pytest.raises(Unreachable, match="has no address"):
         await Http2Client.open(Address(SERVER, "no-such-host.invalid", 9), joined(authority, "p", now))
