@@ -1,0 +1,103 @@
+"""Peers without a model or a network: they do what comes down their link, and answer at once."""
+
+import asyncio
+import time
+
+import msgspec
+
+from distllm.engine.interface import ChunkOutput, ExecutorInfo, StepInput, StepOutput
+from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.messages import STEP, Endpoint, Fence, Load, Result, StageConfig, StepHeader, ToPeer
+from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.wire.frame import Frame
+from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from tests.scheduler.slot_executor import executor_info
+
+WHOLE = StageConfig(
+    model="fake",
+    fingerprint="",
+    begin=0,
+    end=6,
+    num_layers=6,
+    dtype="float32",
+    kv_cache_dtype="auto",
+    quantization=None,
+    max_model_len=64,
+    max_num_seqs=4,
+    max_num_batched_tokens=32,
+)
+TOKEN = 7
+_decode_message = msgspec.msgpack.Decoder(ToPeer)
+_decode_header = msgspec.msgpack.Decoder(StepHeader)
+_decode_step = msgspec.msgpack.Decoder(StepInput)
+
+
+class FakePeer:
+    """Connected from the start. The first stage answers for the whole chain, unless `withholds`."""
+
+    def __init__(self, members: Members, pipeline: Pipeline, name: str) -> None:
+        self.peer_id = PeerId(name)
+        self._members, self._pipeline = members, pipeline
+        self.loads: list[StageConfig] = []
+        self.fences: list[Fence] = []
+        self.steps: list[StepHeader] = []
+        self.refuses_loading: str | None = None
+        self.withholds = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.connect("boot-1")
+
+    def connect(self, boot: str) -> None:
+        member = self._members[self.peer_id]
+        member.outbound = asyncio.Queue()
+        member.begin_boot(boot, Endpoint(peer_id=self.peer_id, host="127.0.0.1", port=1), 1 << 30)
+        self._tasks = [asyncio.create_task(self._follow(member.outbound)), asyncio.create_task(self._beat())]
+        self._members.changed.set()
+
+    def fall_silent(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def leave(self) -> None:
+        self.fall_silent()
+        member = self._members[self.peer_id]
+        member.outbound = member.endpoint = None
+        self._members.changed.set()
+
+    async def _beat(self) -> None:
+        while True:
+            self._members[self.peer_id].heard_s = time.monotonic()
+            await asyncio.sleep(0.02)
+
+    async def _follow(self, outbound: "asyncio.Queue[bytes | None]") -> None:
+        decoder = StreamDecoder(1 << 20)
+        while (piece := await outbound.get()) is not None:
+            for frame in decoder.feed(piece):
+                self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        member = self._members[self.peer_id]
+        if frame.kind == STEP:
+            self.steps.append(frame.header(_decode_header))
+            if not self.withholds:
+                self.answer(self.steps[-1])
+            return
+        match frame.header(_decode_message):
+            case Load(config=config):
+                self.loads.append(config)
+                if self.refuses_loading is None:
+                    member.loaded[config] = self._info(config)
+                else:
+                    member.refused[config] = self.refuses_loading
+            case Fence() as fence:
+                self.fences.append(fence)
+                member.fenced = fence.epoch
+        self._members.changed.set()
+
+    def _info(self, config: StageConfig) -> ExecutorInfo:
+        return executor_info(30 if config.begin == 0 else 20, 16, 64)
+
+    def answer(self, header: StepHeader) -> None:
+        step = _decode_step.decode(header.step)
+        output = StepOutput(step.step_id, [ChunkOutput(chunk.sequence_id, TOKEN) for chunk in step.chunks])
+        self._pipeline.take_result(Result(epoch=header.epoch, number=header.number, output=output))

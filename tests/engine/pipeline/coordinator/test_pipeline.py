@@ -1,0 +1,155 @@
+"""A pipeline forms, goes on when stages are lost, shrinks and grows; no step is lost on the way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+
+import pytest
+
+from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
+from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from tests.engine.pipeline.coordinator.fake_peers import TOKEN, WHOLE, FakePeer
+from tests.engine.pipeline.waiting import TIMEOUT_S, until
+
+SILENCE_S = 0.3
+
+
+class Cluster:
+    """A pipeline of two stages and the peers that a test lets in."""
+
+    def __init__(self) -> None:
+        self.members = Members()
+        self.pipeline = Pipeline(self.members, WHOLE, 2, SILENCE_S)
+        self.running = asyncio.create_task(self.pipeline.run())
+        self._next_step = 0
+
+    def join(self, name: str) -> FakePeer:
+        return FakePeer(self.members, self.pipeline, name)
+
+    def submit(self) -> "Future[StepOutput]":
+        """A step that computes a prompt of three tokens."""
+        chunk = SequenceChunk(SequenceId(self._next_step), [1, 2, 3], 0, [BlockId(self._next_step)], sample=None)
+        future: Future[StepOutput] = Future()
+        self.pipeline.append(StepInput(self._next_step, [chunk]), future)
+        self._next_step += 1
+        return future
+
+    async def ready(self) -> None:
+        await asyncio.wait_for(asyncio.shield(self.pipeline.ready), TIMEOUT_S)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.running.cancel()
+
+
+async def answered(future: "Future[StepOutput]") -> None:
+    output = await asyncio.wait_for(asyncio.wrap_future(future), TIMEOUT_S)
+    assert [chunk.token_id for chunk in output.chunks] == [TOKEN]
+
+
+async def test_it_begins_once_enough_peers_have_loaded_their_layers(cluster: Cluster) -> None:
+    first = cluster.join("a")
+    await asyncio.sleep(0.1)
+    assert not cluster.pipeline.ready.done()
+    second = cluster.join("b")
+    await cluster.ready()
+    assert [(config.begin, config.end) for peer in (first, second) for config in peer.loads[:1]] == [(0, 3), (3, 6)]
+    info = cluster.pipeline.ready.result()
+    assert (info.num_blocks, info.num_ranks) == (20, 2), "the smallest stage's pool, and two stages"
+    (fence,) = first.fences
+    assert (fence.number, fence.predecessor, fence.num_blocks) == (0, None, 20)
+    assert fence.successor is not None
+    assert fence.successor.peer_id == "b"
+    assert (second.fences[0].predecessor, second.fences[0].successor) == ("a", None)
+    await answered(cluster.submit())
+
+
+async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluster: Cluster) -> None:
+    first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: first.steps)
+    first.withholds = False
+    second.leave()
+    await answered(future)
+    assert [step.epoch for step in first.steps] == [first.fences[0].epoch, first.fences[1].epoch]
+    assert spare.fences[0].number == 1
+    assert spare.fences[0].config == spare.loads[-1], "the layers that it had loaded before"
+
+
+async def test_an_answer_of_an_epoch_that_has_ended_counts_for_nothing(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    cluster.join("c")
+    await cluster.ready()
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: first.steps)
+    second.leave()
+    await until(lambda: len(first.steps) == 2)
+    first.answer(first.steps[0])
+    assert not future.done()
+    first.answer(first.steps[1])
+    await answered(future)
+
+
+async def test_a_silent_peer_is_lost_and_does_not_get_its_seat_again_at_once(cluster: Cluster) -> None:
+    first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+    await cluster.ready()
+    first.fall_silent()
+    await until(lambda: spare.fences)
+    assert (spare.fences[-1].number, len(first.fences)) == (0, 1)
+    await answered(cluster.submit())
+    assert second.fences[-1].predecessor == "c"
+
+
+async def test_it_goes_on_over_fewer_peers_and_grows_again(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    await cluster.ready()
+    await answered(cluster.submit())
+    second.leave()
+    await until(lambda: first.fences[-1].successor is None)
+    assert (first.fences[-1].config.begin, first.fences[-1].config.end) == (0, 6)
+    await answered(cluster.submit())
+    third = cluster.join("d")
+    await until(lambda: third.fences)
+    assert cluster.pipeline.num_stages == 2
+    await answered(cluster.submit())
+
+
+async def test_without_any_peer_steps_wait(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    await cluster.ready()
+    first.leave()
+    second.leave()
+    await asyncio.sleep(2 * SILENCE_S)
+    future = cluster.submit()
+    await asyncio.sleep(0.1)
+    assert not future.done()
+    cluster.join("c")
+    await answered(future)
+
+
+async def test_a_peer_that_was_started_anew_has_lost_its_layers(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    await cluster.ready()
+    second.leave()
+    second.connect("boot-2")
+    await until(lambda: len(second.fences) > 1)
+    await answered(cluster.submit())
+    assert first.fences[-1].epoch == second.fences[-1].epoch
+
+
+async def test_a_peer_that_cannot_load_makes_way_for_another(cluster: Cluster) -> None:
+    unable = cluster.join("a")
+    unable.refuses_loading = "the disk is full"
+    cluster.join("b")
+    third = cluster.join("c")
+    await cluster.ready()
+    assert third.fences
+    assert not unable.fences

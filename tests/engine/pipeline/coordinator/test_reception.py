@@ -1,0 +1,140 @@
+"""Who may join and what the coordinator says to what it cannot take, while it goes on taking the rest."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.reception import Reception
+from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
+from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
+from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
+from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.identity import PendingIdentity
+from distllm.engine.pipeline.security.peer_id import PeerId, peer_id_of
+from distllm.engine.pipeline.security.token_store import TokenStore
+from distllm.engine.pipeline.transport.app import PeerApp, Reply
+from distllm.engine.pipeline.wire.frame import encode_frame
+from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+
+PEER = PeerId("peer-1")
+MAX_BYTES = 1 << 20
+
+
+class Coordinator:
+    """A reception with a desk for each path."""
+
+    def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
+        self.members = Members()
+        self.results: list[Result] = []
+        reception = Reception(authority, tokens, self.members, 2, 0.25, self.results.append, lambda *_: None)
+        self.app: PeerApp = reception.app(MAX_BYTES)
+
+    async def join(self, request: JoinRequest) -> Reply:
+        return await self.app.open_posts["/v1/join"](None, msgspec.msgpack.encode(request))
+
+    async def report(self, caller: PeerId, message: ToCoordinator) -> Reply:
+        return await self.app.posts["/v1/report"](caller, b"".join(encode_frame(CONTROL, message)))
+
+
+@pytest.fixture
+def tokens(authority: ClusterAuthority, tmp_path: Path) -> TokenStore:
+    return TokenStore(tmp_path / "cluster", authority.fingerprint)
+
+
+@pytest.fixture
+async def coordinator(authority: ClusterAuthority, tokens: TokenStore) -> Coordinator:
+    return Coordinator(authority, tokens)
+
+
+def request(token: str, name: str = "gpu-1", csr_pem: bytes | None = None) -> JoinRequest:
+    pem = PendingIdentity.make().csr_pem if csr_pem is None else csr_pem
+    return JoinRequest(token=token, csr_pem=pem, name=name, hosts=["127.0.0.1"])
+
+
+def hello(version: int = PROTOCOL_VERSION, boot: str = "boot-1") -> Hello:
+    endpoint = Endpoint(peer_id=PEER, host="127.0.0.1", port=1)
+    return Hello(version=version, boot=boot, endpoint=endpoint, free_bytes=1)
+
+
+async def test_a_token_lets_one_machine_in_once(coordinator: Coordinator, tokens: TokenStore) -> None:
+    token = tokens.make(timedelta(hours=1), datetime.now(UTC))
+    reply = await coordinator.join(request(token))
+    assert reply.status == 200
+    answer = msgspec.msgpack.decode(reply.body, type=JoinAnswer)
+    assert peer_id_of(answer.certificate_pem).startswith("gpu-1-")
+    again = await coordinator.join(request(token))
+    assert (again.status, b"used" in again.body) == (403, True)
+
+
+async def test_a_request_that_cannot_be_signed_costs_no_token(coordinator: Coordinator, tokens: TokenStore) -> None:
+    token = tokens.make(timedelta(hours=1), datetime.now(UTC))
+    assert (await coordinator.join(request(token, csr_pem=b"rubbish"))).status == 400
+    assert (await coordinator.join(request(token, name="-bad name-"))).status == 400
+    assert (await coordinator.app.open_posts["/v1/join"](None, b"\xc1")).status == 400
+    assert (await coordinator.join(request(token))).status == 200
+
+
+async def test_a_renewal_is_for_the_caller_whatever_it_says(coordinator: Coordinator) -> None:
+    body = msgspec.msgpack.encode(request("", name="somebody-else"))
+    reply = await coordinator.app.posts["/v1/renew"](PEER, body)
+    assert peer_id_of(msgspec.msgpack.decode(reply.body, type=JoinAnswer).certificate_pem) == PEER
+
+
+async def test_a_peer_counts_once_it_has_a_link_and_said_hello(coordinator: Coordinator) -> None:
+    outbound = coordinator.app.streams["/v1/link"](PEER)
+    assert coordinator.members.connected() == []
+    (frame,) = StreamDecoder(MAX_BYTES).feed(outbound.get_nowait() or b"")
+    assert frame.header(msgspec.msgpack.Decoder(Welcome)).beat_s == 0.25
+    assert (await coordinator.report(PEER, hello())).status == 200
+    assert [member.peer_id for member in coordinator.members.connected()] == [PEER]
+    coordinator.app.on_stream_end(PEER, outbound)
+    assert coordinator.members.connected() == []
+
+
+async def test_a_new_link_takes_the_place_of_an_old_one(coordinator: Coordinator) -> None:
+    old = coordinator.app.streams["/v1/link"](PEER)
+    new = coordinator.app.streams["/v1/link"](PEER)
+    await coordinator.report(PEER, hello())
+    assert (old.get_nowait(), old.get_nowait()) != (None, None)
+    assert old.empty()
+    coordinator.app.on_stream_end(PEER, old)
+    assert coordinator.members[PEER].outbound is new
+
+
+async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coordinator) -> None:
+    for name in ("peer-1", "peer-2", "peer-3"):
+        coordinator.app.streams["/v1/link"](PeerId(name))
+    reply = await coordinator.report(PEER, hello(version=99))
+    assert (reply.status, b"99" in reply.body) == (400, True)
+    assert (await coordinator.report(PEER, hello())).status == 200
+    assert (await coordinator.report(PeerId("peer-2"), hello())).status == 200
+    reply = await coordinator.report(PeerId("peer-3"), hello())
+    assert (reply.status, b"max_workers" in reply.body) == (403, True)
+
+
+async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
+    coordinator.app.streams["/v1/link"](PEER)
+    await coordinator.report(PEER, hello())
+    beat = b"".join(encode_frame(CONTROL, Beat(boot="boot-1", busy_s=0.5)))
+    for position in range(len(beat)):
+        damaged = bytearray(beat)
+        damaged[position] ^= 0x10
+        assert (await coordinator.app.posts["/v1/report"](PEER, bytes(damaged))).status == 400
+        assert (await coordinator.app.posts["/v1/report"](PEER, beat[:position])).status == 400
+    step = b"".join(encode_frame(STEP, Beat(boot="boot-1", busy_s=0.5)))
+    assert (await coordinator.app.posts["/v1/report"](PEER, step)).status == 400
+    assert coordinator.members[PEER].busy_s == 0.0
+    assert (await coordinator.app.posts["/v1/report"](PEER, beat)).status == 200
+    assert coordinator.members[PEER].busy_s == 0.5
+
+
+async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:
+    waiting = asyncio.create_task(coordinator.members.wait_for_change(20.0))
+    await asyncio.sleep(0)
+    coordinator.app.streams["/v1/link"](PEER)
+    await coordinator.report(PEER, hello())
+    await asyncio.wait_for(waiting, 5.0)
