@@ -158,6 +158,7 @@ class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     number: int
+    first_stage: int
     last_stage: int
     is_rebuild: bool
     step: msgspec.Raw

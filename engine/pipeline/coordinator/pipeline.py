@@ -183,6 +183,7 @@ class Pipeline:
             header = StepHeader(
                 epoch=numbered.epoch,
                 number=numbered.number,
+                first_stage=numbered.first_stage,
                 last_stage=numbered.last_stage,
                 is_rebuild=numbered.is_rebuild,
                 step=msgspec.Raw(msgspec.msgpack.encode(numbered.step)),

@@ -13,6 +13,7 @@ from distllm.engine.interface import ChunkOutput, ExecutorInfo, StepInput, StepO
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.peer.activation_log import ActivationLog
 from distllm.engine.pipeline.stage_model.stage_forward import StageForward
 from distllm.engine.pool_size import size_pool
 from distllm.engine.progress import Progress
@@ -29,6 +30,7 @@ class Stage:
         self._forward: StageForward | None = None
         self._runner: ModelRunner | None = None
         self._tail: _TailForward | None = None
+        self._log: ActivationLog | None = None
         self._num_blocks = 0
 
     def allocate(self, num_blocks: int) -> None:
@@ -37,6 +39,7 @@ class Stage:
             return
         self._forward = self._served.stage_over(num_blocks)
         self._num_blocks = num_blocks
+        self._log = None
         self._tail = _TailForward(self._forward)
         self._runner = ModelRunner(self._tail)
 
@@ -46,12 +49,26 @@ class Stage:
         assert self._forward is not None, "a stage computes in an epoch alone"
         assert self._runner is not None
         assert self._tail is not None
-        if not self._forward.layers.is_last or is_rebuild:
-            batch = build_step_tensors(step.chunks, (), step.block_copies)
-            output = self._forward.compute(batch, activations)
-            return output if isinstance(output, Tensor) else nothing_of(step)
-        self._tail.activations = activations
-        return self._runner.run(step)
+        if self._forward.layers.is_last and not is_rebuild:
+            self._tail.activations = activations
+            return self._runner.run(step)
+        batch = build_step_tensors(step.chunks, (), step.block_copies)
+        output = self._forward.compute(batch, activations)
+        if not isinstance(output, Tensor):
+            return nothing_of(step)
+        output = output.cpu()
+        self._log_of(output).note(batch, output)
+        return output
+
+    def recall(self, step: StepInput) -> Tensor:
+        """The activations that `run` yielded for the same tokens before."""
+        assert self._log is not None, "a stage recalls what it has computed"
+        return self._log.recall(build_step_tensors(step.chunks, ()))
+
+    def _log_of(self, output: Tensor) -> ActivationLog:
+        if self._log is None:
+            self._log = ActivationLog(self._num_blocks, output.shape[1], output.dtype)
+        return self._log
 
 
 def nothing_of(step: StepInput) -> StepOutput:

@@ -136,7 +136,9 @@ class StepRunner:
 
 def _compute(epoch: Epoch, header: StepHeader, activations: Tensor | None) -> "Tensor | StepOutput":
     step = _decode_step.decode(header.step)
-    is_last = epoch.fence.successor is None
-    if epoch.fence.number > header.last_stage:
-        return nothing_of(step) if is_last else _NO_ACTIVATIONS
-    return epoch.stage.run(step, activations, is_rebuild=header.is_rebuild)
+    number = epoch.fence.number
+    if header.first_stage <= number <= header.last_stage:
+        return epoch.stage.run(step, activations, is_rebuild=header.is_rebuild)
+    if number == header.first_stage - 1:
+        return epoch.stage.recall(step)
+    return nothing_of(step) if epoch.fence.successor is None else _NO_ACTIVATIONS

@@ -14,9 +14,10 @@ from distllm.engine.interface import BlockCopy, BlockId, SequenceChunk, StepInpu
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Where a chunk's prefix begins to be missing, in tokens, and the last stage that lacks some of it."""
+    """Where a chunk's prefix begins to be missing, in tokens, and the first and the last stage that lack some."""
 
     start: int
+    first_stage: int
     last_stage: int
 
 
@@ -53,14 +54,15 @@ class Fills:
         if not lacks.any():
             return None
         first_block = int(lacks.any(axis=0).argmax())
-        return Missing(first_block * self._block_size, int(np.flatnonzero(lacks.any(axis=1))[-1]))
+        stages = np.flatnonzero(lacks.any(axis=1))
+        return Missing(first_block * self._block_size, int(stages[0]), int(stages[-1]))
 
     def has_everywhere(self, block: BlockId, num_slots: int) -> bool:
         return bool((self._filled[:, block] >= num_slots).all())
 
-    def note(self, step: StepInput, last_stage: int) -> None:
-        """Stages 0 to `last_stage` have applied `step`."""
-        stages = slice(0, last_stage + 1)
+    def note(self, step: StepInput, first_stage: int, last_stage: int) -> None:
+        """Stages `first_stage` to `last_stage` have applied `step`."""
+        stages = slice(first_stage, last_stage + 1)
         for copy in step.block_copies:
             self._filled[stages, copy.destination] = self._filled[stages, copy.source]
         for chunk in step.chunks:

@@ -2,8 +2,8 @@
 
 A step's output is committed if, and only if, it is of the current epoch and every step before it is committed.
 When stages are lost an epoch begins: all steps that are not committed are numbered anew and sent again, and ahead
-of each goes what rebuilds the KV that it reads and some stage lacks. A token is a function of its prefix, so what
-comes out is what would have come out.
+of each goes what rebuilds the KV that it reads and some stage lacks, from the activations that the stage before
+has logged, or from the tokens. A token is a function of its prefix, so what comes out is what would have come out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,9 +55,9 @@ class StepLog:
         """What to send for a step of the scheduler's: it, and ahead of it what rebuilds the KV that it reads."""
         sent = self._settle_copies(step)
         self._tokens.note(StepInput(step.step_id, (), step.block_copies))
-        numbered = [self._number(rebuild, last) for rebuild, last in self._rebuilds(sent.chunks, step.step_id)]
+        numbered = [self._number(*rebuild) for rebuild in self._rebuilds(sent.chunks, step.step_id)]
         self._tokens.note(StepInput(step.step_id, step.chunks))
-        numbered.append(self._number(sent, self.num_stages - 1, step))
+        numbered.append(self._number(sent, 0, self.num_stages - 1, step))
         return numbered
 
     def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
@@ -69,7 +69,7 @@ class StepLog:
         while self._next_commit in self._outputs:
             numbered, scheduled = self._under_way.pop(self._next_commit)
             output = self._outputs.pop(self._next_commit)
-            self._committed.note(numbered.step, numbered.last_stage)
+            self._committed.note(numbered.step, numbered.first_stage, numbered.last_stage)
             self._next_commit += 1
             if not numbered.is_rebuild:
                 commits.append(Commit(scheduled, output))
@@ -90,9 +90,12 @@ class StepLog:
         self._next_number = self._next_commit = 0
         return [numbered for step in waiting for numbered in self.append(step)]
 
-    def _number(self, step: StepInput, last_stage: int, scheduled: StepInput | None = None) -> NumberedStep:
-        numbered = NumberedStep(self.epoch, self._next_number, last_stage, step, is_rebuild=scheduled is None)
-        self._expected.note(step, last_stage)
+    def _number(
+        self, step: StepInput, first_stage: int, last_stage: int, scheduled: StepInput | None = None
+    ) -> NumberedStep:
+        is_rebuild = scheduled is None
+        numbered = NumberedStep(self.epoch, self._next_number, first_stage, last_stage, step, is_rebuild)
+        self._expected.note(step, first_stage, last_stage)
         self._under_way[self._next_number] = (numbered, scheduled or step)
         self._next_number += 1
         return numbered
@@ -108,11 +111,11 @@ class StepLog:
             self._expected.forget(copy.destination)
         return without_copies_of(step, lacking) if lacking else step
 
-    def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[tuple[StepInput, int]]:
-        """Steps, each with its last stage, after which every stage has the prefix of each of `chunks`."""
+    def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[tuple[StepInput, int, int]]:
+        """Steps, with their first and last stages, after which every stage has the prefix of each of `chunks`."""
         for chunk in chunks:
             while missing := self._expected.missing(chunk.block_table, chunk.num_computed_before):
                 stop = min(chunk.num_computed_before, missing.start + self._max_tokens)
                 tokens = self._tokens.known(chunk.block_table, missing.start, stop)
                 prefix = SequenceChunk(chunk.sequence_id, tokens, missing.start, chunk.block_table, sample=None)
-                yield StepInput(step_id, [prefix]), missing.last_stage
+                yield StepInput(step_id, [prefix]), missing.first_stage, missing.last_stage

@@ -9,12 +9,14 @@ from distllm.engine.interface import StepInput
 class NumberedStep:
     """A step with its place in the order in which every stage applies the steps of an epoch.
 
-    Stages 0 to `last_stage` compute it, any after that pass it on, and the last of all answers the coordinator.
-    `is_rebuild` marks one that gives stages the KV of tokens that were computed before; nothing is sampled then.
+    `is_rebuild` marks one that gives stages KV of tokens that were computed before; nothing is sampled then. Stages
+    `first_stage` to `last_stage` compute it, from what the stage before them has logged. All others
+    pass it on, and the last of all answers the coordinator.
     """
 
     epoch: int
     number: int
+    first_stage: int
     last_stage: int
     step: StepInput
     is_rebuild: bool = False

@@ -38,6 +38,9 @@ class FakeStage:
         assert activations is not None
         return nothing_of(step) if self.is_last and not is_rebuild else activations + 1
 
+    def recall(self, step: StepInput) -> Tensor:
+        return torch.full((1, 4), -1.0)
+
 
 class Successor:
     """Stands for the client of the next stage."""
@@ -75,10 +78,19 @@ class Peer:
         client = cast(Http2Client | None, self.successor)
         self.runner.begin_epoch(Epoch(fence, cast(Stage, self.stage), client))
 
-    def take(self, epoch: int, number: int, sender: str = "before", last_stage: int = 3) -> Status:
+    def take(
+        self, epoch: int, number: int, sender: str = "before", first_stage: int = 0, last_stage: int = 3
+    ) -> Status:
         chunk = SequenceChunk(SequenceId(0), [1], 0, [BlockId(0)], sample=None)
         step = msgspec.Raw(msgspec.msgpack.encode(StepInput(number, [chunk])))
-        header = StepHeader(epoch=epoch, number=number, last_stage=last_stage, is_rebuild=False, step=step)
+        header = StepHeader(
+            epoch=epoch,
+            number=number,
+            first_stage=first_stage,
+            last_stage=last_stage,
+            is_rebuild=False,
+            step=step,
+        )
         frame = b"".join(encode_frame(STEP, header, [torch.full((1, 4), float(number))]))
         return self.runner.take(sender, decode_frame(bytearray(frame), len(frame)))
 
@@ -126,6 +138,15 @@ async def test_a_step_that_ends_before_this_stage_is_passed_on_uncomputed() -> N
         peer.take(1, 0, last_stage=0)
         await until(lambda: num_out(peer) == 1)
         assert (peer.stage.computed, peer.results) == ([], [0])
+
+
+async def test_the_stage_before_the_first_that_computes_sends_what_it_has_logged() -> None:
+    async with running(Peer(is_last=False)) as peer:
+        peer.take(1, 0, first_stage=2)
+        await until(lambda: num_out(peer) == 1)
+        assert peer.successor is not None
+        assert torch.equal(peer.successor.received[0].tensors[0], torch.full((1, 4), -1.0))
+        assert peer.stage.computed == []
 
 
 async def test_epochs_that_ended_or_have_not_begun_are_told_apart() -> None:

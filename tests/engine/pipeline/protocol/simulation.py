@@ -52,24 +52,30 @@ class Stage:
     number: int = 0
     successor: "Stage | None" = None
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
+    logged: dict[tuple[int, int], int] = field(default_factory=dict)
     is_alive: bool = True
     paused_until_s: float = 0.0
 
     def compute(self, numbered: NumberedStep, inputs: Activations) -> Activations:
         for copy in numbered.step.block_copies:
             for slot in range(BLOCK_SIZE):
-                self.kv[copy.destination, slot] = self.kv.get((copy.source, slot), NOWHERE)
+                for slots in (self.kv, self.logged):
+                    slots[copy.destination, slot] = slots.get((copy.source, slot), NOWHERE)
         for chunk, values in zip(numbered.step.chunks, inputs, strict=True):
             previous = self._read(chunk, chunk.num_computed_before)[-1:]
             for position, value in enumerate(values, chunk.num_computed_before):
                 previous = [kv_of(previous[0] if previous else 0, value)]
                 self.kv[_slot(chunk, position)] = previous[0]
+        for chunk in numbered.step.chunks:
+            for position in _positions(chunk):
+                self.logged[_slot(chunk, position)] = hash(tuple(self._read(chunk, position + 1)))
+        return self.recall(numbered)
+
+    def recall(self, numbered: NumberedStep) -> Activations:
+        """The activations that were sent on for the same tokens before."""
         return [
-            [
-                hash(tuple(self._read(chunk, chunk.num_computed_before + index)))
-                for index in range(1, len(values) + 1)
-            ]
-            for chunk, values in zip(numbered.step.chunks, inputs, strict=True)
+            [self.logged.get(_slot(chunk, position), NOWHERE) for position in _positions(chunk)]
+            for chunk in numbered.step.chunks
         ]
 
     def sample(self, step: StepInput) -> StepOutput:
@@ -83,6 +89,10 @@ class Stage:
 
     def _read(self, chunk: SequenceChunk, num_tokens: int) -> list[int]:
         return [self.kv.get(_slot(chunk, position), NOWHERE) for position in range(num_tokens)]
+
+
+def _positions(chunk: SequenceChunk) -> range:
+    return range(chunk.num_computed_before, chunk.num_computed_before + len(chunk.token_ids))
 
 
 def _slot(chunk: SequenceChunk, position: int) -> tuple[int, int]:
@@ -217,7 +227,11 @@ class Simulation:
         return verdict not in (Verdict.NOT_YET, Verdict.FULL)
 
     def _apply_on(self, stage: Stage, numbered: NumberedStep, inputs: Activations) -> None:
-        outputs = stage.compute(numbered, inputs) if stage.number <= numbered.last_stage else []
+        outputs: Activations = []
+        if numbered.first_stage <= stage.number <= numbered.last_stage:
+            outputs = stage.compute(numbered, inputs)
+        elif stage.number == numbered.first_stage - 1:
+            outputs = stage.recall(numbered)
         if stage.successor is None:
             self._post_result(stage, numbered, stage.sample(numbered.step))
         else:

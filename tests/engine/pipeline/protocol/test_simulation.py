@@ -46,7 +46,7 @@ class WithoutCommitIndex(StepLog):
         if epoch != self.epoch or number not in self._under_way:
             return []
         numbered, scheduled = self._under_way[number]
-        self._committed.note(numbered.step, numbered.last_stage)
+        self._committed.note(numbered.step, numbered.first_stage, numbered.last_stage)
         return [] if numbered.is_rebuild else [Commit(scheduled, output)]
 
 
