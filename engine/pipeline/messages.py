@@ -59,6 +59,12 @@ class Load(Message, frozen=True, kw_only=True):
     config: StageConfig
 
 
+class Keep(Message, frozen=True, kw_only=True):
+    """Give back the memory of all stages but these."""
+
+    configs: list[StageConfig]
+
+
 class Fence(Message, frozen=True, kw_only=True):
     """Leave all earlier epochs, and be stage `number` of this one, with a KV pool of `num_blocks`.
 
@@ -149,7 +155,7 @@ class EdgeDown(Message, frozen=True, kw_only=True):
     reason: str
 
 
-ToPeer = Welcome | Load | Fence | Dismiss
+ToPeer = Welcome | Load | Keep | Fence | Dismiss
 ToCoordinator = Hello | Beat | Loading | Loaded | LoadFailed | Fenced | FenceFailed | Result | EdgeDown
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from distllm.engine.interface import ExecutorInfo
-from distllm.engine.pipeline.messages import CONTROL, Endpoint, Load, StageConfig, ToPeer
+from distllm.engine.pipeline.messages import CONTROL, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.wire.frame import encode_frame
@@ -58,6 +58,13 @@ class Member:
         """Have a stage loaded; the answer is in `loaded` or `refused` one day."""
         self.asked.add(message.config)
         self.send(message)
+
+    def keep(self, configs: list[StageConfig]) -> None:
+        """Have all other stages forgotten."""
+        if self.loaded.keys() - set(configs):
+            self.loaded = {config: info for config, info in self.loaded.items() if config in configs}
+            self.asked &= set(configs)
+            self.send(Keep(configs=configs))
 
     def send_frame(self, frame: bytes) -> None:
         """Lost where there is no link: whoever watches this member finds that out."""

@@ -77,7 +77,7 @@ class Pipeline:
             if await self._begin_epoch(stages):
                 chain = " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages)
                 logger.info("serving over %s, after %.0f ms", chain, 1000 * (time.monotonic() - lost_s))
-                self._load_spares()
+                self._prepare_peers()
                 await self._until_changed()
             lost_s = time.monotonic()
             self._is_serving = False
@@ -223,15 +223,18 @@ class Pipeline:
             return f"has been silent for {member.silent_s * 1000:.0f} ms"
         return None if member.trouble is None else f"is in trouble: {member.trouble}"
 
-    def _load_spares(self) -> None:
-        """Have peers without a seat load stages, so that they can take a lost one's place at once."""
-        seated = {stage.peer_id for stage in self._stages}
+    def _prepare_peers(self) -> None:
+        """Have seated peers forget other layers, and the rest load all stages, to replace a lost one at once."""
+        seated = {stage.peer_id: stage for stage in self._stages}
+        configs = [self._config((stage.config.begin, stage.config.end)) for stage in self._stages]
         for member in self._members.connected():
-            if member.peer_id not in seated:
-                for stage in self._stages:
-                    config = self._config((stage.config.begin, stage.config.end))
-                    if config not in member.asked:
-                        member.ask(Load(config=config))
+            if (stage := seated.get(member.peer_id)) is not None:
+                member.keep([stage.config])
+                continue
+            member.keep(configs)
+            for config in configs:
+                if config not in member.asked:
+                    member.ask(Load(config=config))
 
 
 def merge(infos: list[ExecutorInfo]) -> ExecutorInfo:

@@ -9,16 +9,13 @@ import msgspec
 
 from distllm.engine.pipeline.peer.peer import Peer
 from distllm.engine.pipeline.peer.start import PeerStart
-from distllm.engine.pipeline.security.identity_files import IdentityFiles
 
 
 async def serve(start: PeerStart) -> str:
     """Be a peer until the coordinator dismisses it; why."""
-    files = IdentityFiles.current(Path(start.directory))
     peer = Peer(
         start.coordinator,
-        files.read(),
-        files,
+        Path(start.directory),
         start.here,
         start.host,
         start.port,

@@ -6,7 +6,9 @@ import logging
 import secrets
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ from distllm.engine.pipeline.messages import (
     Fenced,
     FenceFailed,
     Hello,
+    Keep,
     Load,
     Loaded,
     LoadFailed,
@@ -38,11 +41,13 @@ from distllm.engine.pipeline.messages import (
     ToPeer,
     Welcome,
 )
+from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.stage import Stage, load_stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
-from distllm.engine.pipeline.security.identity import PeerIdentity
+from distllm.engine.pipeline.security.identity import InvalidIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
+from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
@@ -60,21 +65,23 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
-    """`here` says what this machine's stages are loaded from and run on."""
+    """`directory` holds its identity; `here` says what its stages are loaded from and run on."""
 
     def __init__(
         self,
         coordinator: Address,
-        identity: PeerIdentity,
-        files: IdentityFiles,
+        directory: Path,
         here: EngineConfig,
         host: str,
         port: int,
         max_message_bytes: int,
+        renewal_check_s: float = 60.0,
     ) -> None:
         self._coordinator = coordinator
-        self._identity = identity
-        self._files = files
+        self._directory = directory
+        self._identity = IdentityFiles.current(directory).read()
+        self._renewal_check_s = renewal_check_s
+        self._server: Http2Server | None = None
         self._here = here
         self._host, self._port = host, port
         self._max_bytes = max_message_bytes
@@ -90,19 +97,43 @@ class Peer:
 
     async def run(self) -> str:
         """Serve until the coordinator dismisses this peer; why. Raises OSError where the port is taken."""
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
-        server = Http2Server(app, self._host, self._port, self._files)
-        self._port = await server.start()
+        await self._listen(IdentityFiles.current(self._directory))
         logger.info("peer %s listens on %s:%d", self._identity.peer_id, self._host, self._port)
         self._begin(self._runner.run())
         self._begin(self._stay_connected())
+        self._begin(self._keep_certificate())
         try:
             return await self._dismissal
         finally:
             for task in self._tasks:
                 task.cancel()
-            await server.close()
+            await self._stop_listening()
             self._compute.shutdown(wait=False, cancel_futures=True)
+
+    async def _listen(self, files: IdentityFiles) -> None:
+        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
+        self._server = Http2Server(app, self._host, self._port, files)
+        self._port = await self._server.start()
+
+    async def _stop_listening(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+
+    async def _keep_certificate(self) -> None:
+        """Get another before it expires, and listen with that. Senders repeat the calls that this cuts off."""
+        while True:
+            await asyncio.sleep(self._renewal_check_s)
+            if not self._identity.needs_renewal(datetime.now(UTC)) or self._uplink is None:
+                continue
+            try:
+                self._identity = await renew(self._uplink, self._identity, [self._host], self._directory)
+            except (Unreachable, JoinRefused, InvalidIdentity) as error:
+                logger.warning("the certificate was not renewed: %s", error)
+                continue
+            await self._stop_listening()
+            await self._listen(IdentityFiles.current(self._directory))
+            self._successors.clear()  # the next epoch connects with the new certificate
+            logger.info("the certificate was renewed, until %s", f"{self._identity.expires_at:%F %T} UTC")
 
     async def _stay_connected(self) -> None:
         pause_s, longest_s = _RECONNECT_S
@@ -165,6 +196,8 @@ class Peer:
                 self._beat_s = beat_s
             case Load(config=config):
                 self._begin(self._load(config))
+            case Keep(configs=configs):
+                self._stages = {config: stage for config, stage in self._stages.items() if config in configs}
             case Fence():
                 self._begin(self._join_epoch(message))
             case Dismiss(reason=reason):
