@@ -60,7 +60,10 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
-    """`here` says what this machine's stages are loaded from and run on."""
+    """`here` says what this machine's stages are loaded from and run on.
+
+    It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
+    """
 
     def __init__(
         self,
@@ -70,13 +73,14 @@ class Peer:
         here: EngineConfig,
         host: str,
         port: int,
+        listen: tuple[str, int],
         max_message_bytes: int,
     ) -> None:
         self._coordinator = coordinator
         self._identity = identity
         self._files = files
         self._here = here
-        self._host, self._port = host, port
+        self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
         self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
@@ -91,9 +95,10 @@ class Peer:
     async def run(self) -> str:
         """Serve until the coordinator dismisses this peer; why. Raises OSError where the port is taken."""
         app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
-        server = Http2Server(app, self._host, self._port, self._files)
-        self._port = await server.start()
-        logger.info("peer %s listens on %s:%d", self._identity.peer_id, self._host, self._port)
+        server = Http2Server(app, *self._listen, self._files)
+        port = await server.start()
+        self._port = self._port or port
+        logger.info("peer %s listens on %s:%d", self._identity.peer_id, self._listen[0], port)
         self._begin(self._runner.run())
         self._begin(self._stay_connected())
         try:
