@@ -77,7 +77,6 @@ class Pipeline:
             if await self._begin_epoch(stages):
                 chain = " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages)
                 logger.info("serving over %s, after %.0f ms", chain, 1000 * (time.monotonic() - lost_s))
-                self._load_spares()
                 await self._until_changed()
             lost_s = time.monotonic()
             self._is_serving = False
@@ -190,8 +189,12 @@ class Pipeline:
             first.send_frame(b"".join(encode_frame(STEP, header)))
 
     async def _until_changed(self) -> None:
-        """Return as soon as a stage is no use any more, or more peers than there are stages could take part."""
+        """Return as soon as a stage is no use any more, or more peers than there are stages could take part.
+
+        Meanwhile peers without a seat make themselves ready, also those that come later.
+        """
         while not self._blame_lost() and not self._can_grow():
+            self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
 
     def _can_grow(self) -> bool:
