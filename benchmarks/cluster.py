@@ -20,7 +20,9 @@ import psutil
 
 from benchmarks.link import Link
 from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.security.token_store import TokenStore
+from distllm.engine.pipeline.transport.client import Address
 
 LOOPBACK = "127.0.0.1"
 _START_TIMEOUT_S = 180.0
@@ -90,6 +92,12 @@ class Cluster:
         return [name for name, _, _ in _STAGE.findall(chains[-1])] if chains else []
 
     @property
+    def engine(self) -> psutil.Process:
+        """The coordinator's process of the moment."""
+        children = psutil.Process(self.server.pid).children(recursive=True)
+        return next(child for child in children if "distllm.scheduler.process" in child.cmdline())
+
+    @property
     def num_epochs(self) -> int:
         """How many pipelines there have been."""
         return len(_STAGES.findall(self.log()))
@@ -99,13 +107,20 @@ class Cluster:
         """Running peers that have no stage."""
         return [name for name, peer in self.peers.items() if peer.is_running and name not in self.stages]
 
+    def address_of(self, name: str) -> Address:
+        """Where the newest process of a peer told others to reach it."""
+        *_, (digits, port) = re.findall(rf" {name}-([0-9a-f]{{4}}) is here, at \S+:(\d+)", self.log())
+        return Address(PeerId(f"{name}-{digits}"), LOOPBACK, int(port))
+
     def log(self) -> str:
         """What `distllm serve` has printed."""
         return (self.directory / "serve.log").read_text(errors="replace")
 
     def log_tails(self) -> str:
+        """The last lines of every process."""
         files = [self.directory / "serve.log", *(peer.log for peer in self.peers.values())]
-        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-_TAIL_CHARACTERS:]}" for file in files)
+        tails = [file.read_text(errors="replace")[-_TAIL_CHARACTERS:] for file in files]
+        return "\n".join(f"--- {file.name}\n{tail}" for file, tail in zip(files, tails, strict=True))
 
     def make_token(self) -> str:
         now = datetime.now(UTC)
@@ -152,11 +167,11 @@ class Cluster:
 
     def has_loaded(self, name: str, layers: tuple[int, int]) -> bool:
         """Whether the newest process of a peer has."""
-        log = self.log()
-        since_here = log[max(0, log.rfind(f" {name}-{self._digits(name)} is here")) :]
-        return f"{name}-{self._digits(name)} has loaded [{layers[0]}, {layers[1]})" in since_here
+        _, is_here, since = self.log().rpartition(f" {name}-{self._digits(name)} is here")
+        return bool(is_here) and f" {name}-{self._digits(name)} has loaded [{layers[0]}, {layers[1]})" in since
 
     def _digits(self, name: str) -> str:
+        """What the coordinator has put behind a peer's name."""
         match = re.search(rf" {name}-([0-9a-f]{{4}}) joined", self.log())
         return match[1] if match else ""
 
