@@ -34,7 +34,8 @@ _RETRY_S = 1.0
 def run_peer(arguments: argparse.Namespace) -> int:
     """Does not return once this machine has joined: this process becomes the peer's. Else the exit status."""
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    coordinator = parse_address(arguments.join)
+    coordinator = Address(COORDINATOR, *parse_address("--join", arguments.join))
+    listen = None if arguments.listen is None else parse_address("--listen", arguments.listen)
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
         host = arguments.host or own_address(coordinator)
@@ -59,6 +60,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
         ),
         host=host,
         port=arguments.port,
+        listen=listen,
         log_level=arguments.log_level,
     )
     sys.stdout.flush()
@@ -80,12 +82,12 @@ async def _join(coordinator: Address, token: str, name: str, hosts: list[str], d
         await asyncio.sleep(_RETRY_S)
 
 
-def parse_address(text: str) -> Address:
-    """HOST:PORT of a coordinator. Raises InvalidSettings."""
+def parse_address(flag: str, text: str) -> tuple[str, int]:
+    """HOST:PORT that a flag gives. Raises InvalidSettings."""
     host, colon, port = text.rpartition(":")
     if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
-        raise InvalidSettings(f"--join must be the coordinator's HOST:PORT, such as gpu-1:5555, not {text!r}")
-    return Address(COORDINATOR, host.strip("[]"), int(port))
+        raise InvalidSettings(f"{flag} must be HOST:PORT, such as gpu-1:5555, not {text!r}")
+    return host.strip("[]"), int(port)
 
 
 def own_address(coordinator: Address) -> str:

@@ -28,6 +28,11 @@ def add(commands: Any) -> None:
     peer.add_argument("--host", help="address under which other peers reach this machine (default: found out)")
     peer.add_argument("--port", type=int, default=0, help="port for other peers (default: any free one)")
     peer.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        help="address to listen on where others reach another, as in a container (default: --host and --port)",
+    )
+    peer.add_argument(
         "--state",
         type=Path,
         metavar="DIR",

@@ -77,7 +77,6 @@ class Pipeline:
             if await self._begin_epoch(stages):
                 chain = " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages)
                 logger.info("serving over %s, after %.0f ms", chain, 1000 * (time.monotonic() - lost_s))
-                self._prepare_peers()
                 await self._until_changed()
             lost_s = time.monotonic()
             self._is_serving = False
@@ -191,8 +190,13 @@ class Pipeline:
             first.send_frame(b"".join(encode_frame(STEP, header)))
 
     async def _until_changed(self) -> None:
-        """Return as soon as a stage is no use any more, or more peers than there are stages could take part."""
+        """Return as soon as a stage is no use any more, or more peers than there are stages could take part.
+
+        Meanwhile peers without a seat make themselves ready, also those that come later.
+        """
+        self._have_forgotten()
         while not self._blame_lost() and not self._can_grow():
+            self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
 
     def _can_grow(self) -> bool:
@@ -223,18 +227,24 @@ class Pipeline:
             return f"has been silent for {member.silent_s * 1000:.0f} ms"
         return None if member.trouble is None else f"is in trouble: {member.trouble}"
 
-    def _prepare_peers(self) -> None:
-        """Have seated peers forget other layers, and the rest load all stages, to replace a lost one at once."""
-        seated = {stage.peer_id: stage for stage in self._stages}
-        configs = [self._config((stage.config.begin, stage.config.end)) for stage in self._stages]
+    def _have_forgotten(self) -> None:
+        """Have peers give back the memory of layers that this pipeline has no use for."""
+        seated = {stage.peer_id: [stage.config] for stage in self._stages}
         for member in self._members.connected():
-            if (stage := seated.get(member.peer_id)) is not None:
-                member.keep([stage.config])
-                continue
-            member.keep(configs)
-            for config in configs:
-                if config not in member.asked:
-                    member.ask(Load(config=config))
+            member.keep(seated.get(member.peer_id, self._configs()))
+
+    def _load_spares(self) -> None:
+        """Have peers without a seat load all stages, to take a lost one's place at once."""
+        seated = {stage.peer_id for stage in self._stages}
+        for member in self._members.connected():
+            if member.peer_id not in seated:
+                for config in self._configs():
+                    if config not in member.asked:
+                        member.ask(Load(config=config))
+
+    def _configs(self) -> list[StageConfig]:
+        """The stages as a peer would have to load them that takes the place of another."""
+        return [self._config((stage.config.begin, stage.config.end)) for stage in self._stages]
 
 
 def merge(infos: list[ExecutorInfo]) -> ExecutorInfo:

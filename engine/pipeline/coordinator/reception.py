@@ -146,6 +146,7 @@ class Reception:
                 return Reply()
             case Loaded():
                 member.loaded[message.config] = message.info
+                logger.info("%s has loaded [%d, %d)", member.peer_id, message.config.begin, message.config.end)
             case LoadFailed():
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 member.refused[message.config] = message.reason

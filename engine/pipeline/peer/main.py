@@ -19,6 +19,7 @@ async def serve(start: PeerStart) -> str:
         start.here,
         start.host,
         start.port,
+        start.listen or (start.host, start.port),
         start.max_message_bytes,
     )
     return await peer.run()

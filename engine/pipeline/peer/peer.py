@@ -65,7 +65,10 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
-    """`directory` holds its identity; `here` says what its stages are loaded from and run on."""
+    """`directory` holds its identity; `here` says what its stages are loaded from and run on.
+
+    It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Peer:
         here: EngineConfig,
         host: str,
         port: int,
+        listen: tuple[str, int],
         max_message_bytes: int,
         renewal_check_s: float = 60.0,
     ) -> None:
@@ -83,7 +87,7 @@ class Peer:
         self._renewal_check_s = renewal_check_s
         self._server: Http2Server | None = None
         self._here = here
-        self._host, self._port = host, port
+        self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
         self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
@@ -97,8 +101,8 @@ class Peer:
 
     async def run(self) -> str:
         """Serve until the coordinator dismisses this peer; why. Raises OSError where the port is taken."""
-        await self._listen(IdentityFiles.current(self._directory))
-        logger.info("peer %s listens on %s:%d", self._identity.peer_id, self._host, self._port)
+        await self._start_listening()
+        logger.info("peer %s listens on %s:%d", self._identity.peer_id, *self._listen)
         self._begin(self._runner.run())
         self._begin(self._stay_connected())
         self._begin(self._keep_certificate())
@@ -110,10 +114,12 @@ class Peer:
             await self._stop_listening()
             self._compute.shutdown(wait=False, cancel_futures=True)
 
-    async def _listen(self, files: IdentityFiles) -> None:
+    async def _start_listening(self) -> None:
         app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
-        self._server = Http2Server(app, self._host, self._port, files)
-        self._port = await self._server.start()
+        host, port = self._listen
+        self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
+        self._listen = (host, await self._server.start())
+        self._port = self._port or self._listen[1]
 
     async def _stop_listening(self) -> None:
         if self._server is not None:
@@ -131,7 +137,7 @@ class Peer:
                 logger.warning("the certificate was not renewed: %s", error)
                 continue
             await self._stop_listening()
-            await self._listen(IdentityFiles.current(self._directory))
+            await self._start_listening()
             self._successors.clear()  # the next epoch connects with the new certificate
             logger.info("the certificate was renewed, until %s", f"{self._identity.expires_at:%F %T} UTC")
 

@@ -8,12 +8,17 @@ from distllm.engine.pipeline.transport.client import Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStart:
-    """`directory` holds the identity, `here` says what stages are loaded from and run on."""
+    """`directory` holds the identity, `here` says what stages are loaded from and run on.
+
+    Others reach the peer at `host`:`port`, or at the port that it listens on where `port` is 0. It listens there
+    too, unless `listen` is another host and port.
+    """
 
     coordinator: Address
     directory: str
     here: EngineConfig
     host: str
     port: int
+    listen: tuple[str, int] | None = None
     log_level: str
     max_message_bytes: int = 64 << 20

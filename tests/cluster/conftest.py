@@ -1,0 +1,56 @@
+"""A coordinator with real peers on this machine, and the texts of a plain server to compare with."""
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from benchmarks.cluster import Cluster, running_cluster
+from benchmarks.watched_streams import Ask
+
+MODEL = "distllm-embedded"
+NAMES = ("ann", "bob", "cid")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two stages and a spare, shared by a file's tests; each makes sure of what it needs by `have`."""
+    with running_cluster(tmp_path_factory.mktemp("cluster"), num_stages=2) as cluster:
+        for name in NAMES:
+            cluster.start_peer(name)
+        cluster.wait_until_ready()
+        yield cluster
+
+
+def have(cluster: Cluster, num_peers: int) -> None:
+    """Have so many peers, of which two serve where there are as many and the others are warm."""
+    running = [name for name in NAMES if cluster.peers[name].is_running]
+    for name in [name for name in NAMES if name not in running][: num_peers - len(running)]:
+        cluster.start_peer(name)
+    for name in cluster.spares[: max(0, len(running) - num_peers)]:
+        cluster.peers[name].end()
+    cluster.wait_until_serving(min(2, num_peers), num_spares=max(0, num_peers - 2))
+
+
+def asks(num_streams: int, num_tokens: int) -> list[Ask]:
+    """Half of them greedy, half sampled with a seed."""
+    return [
+        Ask(
+            prompt=f"Once upon a time there were {number} dogs",
+            num_tokens=num_tokens,
+            temperature=0.8 if number % 2 else 0.0,
+            seed=number,
+        )
+        for number in range(num_streams)
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the cluster has logged where a test of it fails."""
+    report = yield
+    cluster = item.funcargs.get("cluster")
+    if report.failed and isinstance(cluster, Cluster):
+        report.sections.append(("the cluster's logs", cluster.log_tails()))
+    return report
