@@ -166,7 +166,7 @@ async def search_epoch(client: Http2Client) -> tuple[Status, int]:
 
 async def offer_step(client: Http2Client, epoch: int, number: int = 0) -> Status:
     step = msgspec.Raw(msgspec.msgpack.encode(StepInput(0, [])))
-    header = StepHeader(epoch=epoch, number=number, last_stage=1, is_rebuild=False, step=step)
+    header = StepHeader(epoch=epoch, number=number, first_stage=0, last_stage=1, is_rebuild=False, step=step)
     frame = b"".join(encode_frame(STEP, header, [torch.zeros(0)]))
     status, _ = await client.post("/v1/step", frame, TIMEOUT_S)
     return Status(status)
