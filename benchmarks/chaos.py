@@ -23,7 +23,7 @@ import httpx
 from benchmarks.cluster import Cluster, ClusterFailed, PeerProcess, running_cluster
 from benchmarks.faults import FAULTS, NOT_SUPPORTED, Fault, Phase
 from benchmarks.servers import OURS, running
-from benchmarks.watched_streams import Ask, Damage, Load, damage_of, run_streams
+from benchmarks.watched_streams import UNHARMED, Ask, Damage, Load, damage_of, run_streams
 
 MODEL = "distllm-embedded"
 _NUM_STAGES, _NAMES = 2, ("ann", "bob", "cid", "dan")
@@ -41,7 +41,7 @@ class Score:
 
     fault: str
     phase: str
-    damage: Damage = Damage()
+    damage: Damage = UNHARMED
     blocks_leaked: int = 0
     stall_p50_s: float = 0.0
     stall_max_s: float = 0.0
@@ -49,7 +49,7 @@ class Score:
 
     @property
     def is_clean(self) -> bool:
-        return self.damage == Damage() and not self.blocks_leaked and self.problem is None
+        return self.damage == UNHARMED and not self.blocks_leaked and self.problem is None
 
     def line(self) -> str:
         if self.problem is not None:

@@ -25,7 +25,7 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.client import Address
 
 LOOPBACK = "127.0.0.1"
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 20.0
 _LOOK_S = 0.02
 _TAIL_CHARACTERS = 4000

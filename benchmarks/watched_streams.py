@@ -67,6 +67,9 @@ class Damage:
     failed: int = 0
 
 
+UNHARMED = Damage()
+
+
 class Load:
     """Streams under way, by all of `asks` at once."""
 

@@ -8,27 +8,30 @@ from benchmarks.cluster import Cluster, running_cluster
 from benchmarks.watched_streams import Ask
 
 MODEL = "distllm-embedded"
-NAMES = ("ann", "bob", "cid")
+NAMES = ("ann", "bob", "cid", "dan")
+NUM_STAGES = 2
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two stages and a spare, shared by a file's tests; each makes sure of what it needs by `have`."""
-    with running_cluster(tmp_path_factory.mktemp("cluster"), num_stages=2) as cluster:
+    """Two stages and two spares, which tests use up; each makes sure of what it needs by `have`."""
+    with running_cluster(tmp_path_factory.mktemp("cluster"), num_stages=NUM_STAGES) as cluster:
         for name in NAMES:
             cluster.start_peer(name)
         cluster.wait_until_ready()
         yield cluster
 
 
-def have(cluster: Cluster, num_peers: int) -> None:
+def have(cluster: Cluster, at_least: int, at_most: int = len(NAMES)) -> None:
     """Have so many peers, of which two serve where there are as many and the others are warm."""
     running = [name for name in NAMES if cluster.peers[name].is_running]
-    for name in [name for name in NAMES if name not in running][: num_peers - len(running)]:
+    for name in [name for name in NAMES if name not in running][: max(0, at_least - len(running))]:
         cluster.start_peer(name)
-    for name in cluster.spares[: max(0, len(running) - num_peers)]:
+    for name in cluster.spares[: max(0, len(running) - at_most)]:
         cluster.peers[name].end()
-    cluster.wait_until_serving(min(2, num_peers), num_spares=max(0, num_peers - 2))
+    num_running = sum(peer.is_running for peer in cluster.peers.values())
+    num_stages = min(NUM_STAGES, num_running)
+    cluster.wait_until_serving(num_stages, num_spares=num_running - num_stages)
 
 
 def asks(num_streams: int, num_tokens: int) -> list[Ask]:

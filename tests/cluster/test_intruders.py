@@ -1,7 +1,6 @@
 """What the coordinator and its peers refuse, with which words; and that all of it leaves the cluster serving."""
 
 import asyncio
-import os
 import random
 import subprocess
 import sys
@@ -37,7 +36,7 @@ TIMEOUT_S = 10.0
 @pytest.fixture(autouse=True)
 def it_goes_on_serving(cluster: Cluster) -> Iterator[None]:
     """Every test leaves the same stages, and answers."""
-    have(cluster, 3)
+    have(cluster, 2)
     stages, num_epochs = cluster.stages, cluster.num_epochs
     yield
     (stream,) = asyncio.run(run_streams(cluster.base_url, asks(1, 8), MODEL))
@@ -72,7 +71,6 @@ def control(message: msgspec.Struct) -> bytes:
 async def refused_join(cluster: Cluster, token: str, directory: Path) -> str:
     with pytest.raises(JoinRefused) as caught:
         await join(coordinator(cluster), token, "intruder", [LOOPBACK], directory)
-    assert not os.path.lexists(directory)
     return str(caught.value)
 
 

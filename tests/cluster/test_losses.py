@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from benchmarks.cluster import Cluster
-from benchmarks.watched_streams import Damage, Load, WatchedStream, damage_of, run_streams
+from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
 from tests.cluster.conftest import MODEL, NAMES, asks, have
 from tests.conftest import RunningServer
 
 NUM_STREAMS = 12
 NUM_TOKENS = 160
-UNHARMED = Damage()
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +34,10 @@ async def amid_streams(cluster: Cluster, expected: list[WatchedStream]) -> Async
 
 
 async def test_texts_are_those_of_a_plain_server(cluster: Cluster, expected: list[WatchedStream]) -> None:
-    have(cluster, 3)
+    have(cluster, 2)
     found = await run_streams(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
     assert len({stream.text for stream in found}) == NUM_STREAMS
     assert damage_of(expected, found) == UNHARMED
-
-
-@pytest.mark.parametrize("stage", [0, -1])
-async def test_a_stage_that_stands_still_for_a_second_changes_no_token(
-    cluster: Cluster, expected: list[WatchedStream], stage: int
-) -> None:
-    have(cluster, 3)
-    victim = cluster.peers[cluster.stages[stage]]
-    async with amid_streams(cluster, expected):
-        victim.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(1)
-        victim.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("stage", [0, -1])
@@ -61,11 +48,23 @@ async def test_a_spare_takes_the_place_of_a_stage_that_is_killed(
     victim, spares = cluster.stages[stage], cluster.spares
     async with amid_streams(cluster, expected):
         cluster.peers[victim].process.kill()
-    assert [cluster.stages[stage]] == spares
+    assert cluster.stages[stage] in spares
+
+
+@pytest.mark.parametrize("stage", [0, -1])
+async def test_a_stage_that_stands_still_for_a_second_changes_no_token(
+    cluster: Cluster, expected: list[WatchedStream], stage: int
+) -> None:
+    have(cluster, 2)
+    victim = cluster.peers[cluster.stages[stage]]
+    async with amid_streams(cluster, expected):
+        victim.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1)
+        victim.send_signal(signal.SIGCONT)
 
 
 async def test_without_a_spare_those_that_are_left_go_on(cluster: Cluster, expected: list[WatchedStream]) -> None:
-    have(cluster, 2)
+    have(cluster, 2, at_most=2)
     first, last = cluster.stages
     async with amid_streams(cluster, expected):
         cluster.peers[last].process.kill()
@@ -73,7 +72,7 @@ async def test_without_a_spare_those_that_are_left_go_on(cluster: Cluster, expec
 
 
 async def test_requests_wait_while_there_are_no_peers(cluster: Cluster, expected: list[WatchedStream]) -> None:
-    have(cluster, 1)
+    have(cluster, 1, at_most=1)
     (only,) = cluster.stages
     other = next(name for name in NAMES if name != only)
     async with amid_streams(cluster, expected):
