@@ -14,16 +14,15 @@ from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.loading import load_config
+from distllm.engine.pipeline.coordinator.desk import Desk
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.messages import Loading, StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
-from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
-from distllm.engine.pipeline.transport.server import Http2Server
 from distllm.engine.progress import OnLost, Progress
 
 logger = logging.getLogger("distllm.pipeline")
@@ -92,7 +91,6 @@ async def _coordinate(
 ) -> None:
     state_dir, now = Path(settings.state_dir), datetime.now(UTC)
     authority = ClusterAuthority.open(state_dir, now)
-    files = IdentityFiles.keep(authority.issue_own([], now), state_dir / "coordinator")
     members = Members()
     pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s)
 
@@ -104,10 +102,12 @@ async def _coordinate(
         authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading
     )
     app = reception.app(settings.max_message_bytes)
-    server = Http2Server(app, settings.host, settings.port, files, admits_strangers=True)
-    port = await server.start()
+    desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
+    port = await desk.open()
     logger.info("peers may join at %s:%d", settings.host, port)
     running = asyncio.create_task(pipeline.run())
+    renewing = asyncio.create_task(desk.keep_certificate())
+    renewing.add_done_callback(lambda task: None if task.cancelled() else running.cancel(str(task.exception())))
     while not (running.done() or pipeline.ready.done()):
         num_present = len(members.connected())
         if num_present < settings.num_stages:
