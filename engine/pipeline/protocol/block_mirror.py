@@ -75,20 +75,29 @@ class Fills:
 
 
 class BlockTokens:
-    """The token of every slot of every block: int64 [num_blocks, block_size]; -1 where there is none."""
+    """The token of every slot of every block: int64 [num_blocks, block_size]; -1 where there is none.
+
+    A block's use grows whenever its content begins anew.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
         self._tokens: NDArray[np.int64] = np.full((num_blocks, block_size), -1, np.int64)
+        self._uses: NDArray[np.int64] = np.zeros(num_blocks, np.int64)
 
-    def note(self, step: StepInput) -> None:
+    def note_copies(self, step: StepInput, *, is_new: bool) -> None:
         for copy in step.block_copies:
             self._tokens[copy.destination] = self._tokens[copy.source]
+            self._uses[copy.destination] += is_new
+
+    def note_tokens(self, step: StepInput, *, is_new: bool) -> None:
+        """Those of a step that is new, or that has been noted before."""
         for chunk in step.chunks:
             taken = 0
             for block, begin, end in touched(chunk, self._block_size):
                 if begin == 0:
                     self._tokens[block] = -1  # what an earlier owner left
+                    self._uses[block] += is_new
                 self._tokens[block, begin:end] = chunk.token_ids[taken : taken + end - begin]
                 taken += end - begin
 
@@ -97,6 +106,11 @@ class BlockTokens:
         blocks = self._tokens[np.asarray(block_table[: -(-stop // self._block_size)])]
         tokens: list[int] = blocks.reshape(-1)[start:stop].tolist()
         return tokens
+
+    def uses(self, chunk: SequenceChunk) -> NDArray[np.int64]:
+        """Of the blocks of what a chunk's sequence has computed before: int64 [number of them]."""
+        num_blocks = -(-chunk.num_computed_before // self._block_size)
+        return self._uses[np.asarray(chunk.block_table[:num_blocks], np.int64)]
 
     def num_known(self, block: BlockId) -> int:
         return int((self._tokens[block] >= 0).sum())

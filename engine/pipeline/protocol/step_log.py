@@ -9,9 +9,25 @@ has logged, or from the tokens. A token is a function of its prefix, so what com
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distllm.engine.interface import BLOCK_SIZE, SequenceChunk, StepInput, StepOutput
 from distllm.engine.pipeline.protocol.block_mirror import BlockTokens, Fills, without_copies_of
-from distllm.engine.pipeline.protocol.steps import NumberedStep
+from distllm.engine.pipeline.protocol.steps import NumberedStep, Work
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step that was sent, and the step of the scheduler's that it is or is sent for.
+
+    `uses` are those of each chunk's blocks when it was appended. Where they have changed, the sequence was aborted
+    and its blocks have another owner: nobody reads what the chunk yields.
+    """
+
+    numbered: NumberedStep
+    scheduled: StepInput
+    uses: Sequence[NDArray[np.int64]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class StepLog:
         self._tokens = BlockTokens(num_blocks, block_size)
         self._committed = Fills.none(num_stages, num_blocks, block_size)  # what every stage has at least
         self._expected = Fills.none(num_stages, num_blocks, block_size)  # once it has applied all that was sent
-        self._under_way: dict[int, tuple[NumberedStep, StepInput]] = {}  # with the step as the scheduler made it
+        self._under_way: dict[int, UnderWay] = {}
         self._outputs: dict[int, StepOutput] = {}
         self._next_number = 0
         self._next_commit = 0
@@ -53,11 +69,22 @@ class StepLog:
 
     def append(self, step: StepInput) -> list[NumberedStep]:
         """What to send for a step of the scheduler's: it, and ahead of it what rebuilds the KV that it reads."""
-        sent = self._settle_copies(step)
-        self._tokens.note(StepInput(step.step_id, (), step.block_copies))
-        numbered = [self._number(*rebuild) for rebuild in self._rebuilds(sent.chunks, step.step_id)]
-        self._tokens.note(StepInput(step.step_id, step.chunks))
-        numbered.append(self._number(sent, 0, self.num_stages - 1, step))
+        return self._append(step, None)
+
+    def _append(self, step: StepInput, uses: Sequence[NDArray[np.int64]] | None) -> list[NumberedStep]:
+        """`uses` are those of a step that was appended before."""
+        sent, is_new = self._settle_copies(step), uses is None
+        self._tokens.note_copies(step, is_new=is_new)
+        if uses is None:
+            uses = [self._tokens.uses(chunk) for chunk in step.chunks]
+        live = [
+            chunk
+            for chunk, before in zip(step.chunks, uses, strict=True)
+            if np.array_equal(before, self._tokens.uses(chunk))
+        ]
+        numbered = [self._number(rebuild, step) for rebuild in self._rebuilds(live, step.step_id)]
+        self._tokens.note_tokens(step, is_new=is_new)
+        numbered.append(self._number((sent, 0, self.num_stages - 1), step, uses))
         return numbered
 
     def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
@@ -67,12 +94,13 @@ class StepLog:
         self._outputs[number] = output
         commits = []
         while self._next_commit in self._outputs:
-            numbered, scheduled = self._under_way.pop(self._next_commit)
+            under_way = self._under_way.pop(self._next_commit)
             output = self._outputs.pop(self._next_commit)
+            numbered = under_way.numbered
             self._committed.note(numbered.step, numbered.first_stage, numbered.last_stage)
             self._next_commit += 1
             if not numbered.is_rebuild:
-                commits.append(Commit(scheduled, output))
+                commits.append(Commit(under_way.scheduled, output))
         return commits
 
     def begin_epoch(self, held: Sequence[int | None]) -> list[NumberedStep]:
@@ -80,7 +108,7 @@ class StepLog:
 
         Returns what to send, once every stage has left the earlier epochs.
         """
-        waiting = [step for numbered, step in self._under_way.values() if not numbered.is_rebuild]
+        waiting = [it for it in self._under_way.values() if not it.numbered.is_rebuild]
         self.epoch += 1
         self.num_stages = len(held)
         self._committed = self._committed.moved(held)
@@ -88,15 +116,16 @@ class StepLog:
         self._under_way.clear()
         self._outputs.clear()
         self._next_number = self._next_commit = 0
-        return [numbered for step in waiting for numbered in self.append(step)]
+        return [numbered for it in waiting for numbered in self._append(it.scheduled, it.uses)]
 
     def _number(
-        self, step: StepInput, first_stage: int, last_stage: int, scheduled: StepInput | None = None
+        self, work: Work, scheduled: StepInput, uses: Sequence[NDArray[np.int64]] | None = None
     ) -> NumberedStep:
-        is_rebuild = scheduled is None
-        numbered = NumberedStep(self.epoch, self._next_number, first_stage, last_stage, step, is_rebuild)
-        self._expected.note(step, first_stage, last_stage)
-        self._under_way[self._next_number] = (numbered, scheduled or step)
+        """Give `work` the next number: all of `scheduled`, or without `uses` what rebuilds KV for it."""
+        numbered = NumberedStep(self.epoch, self._next_number, *work, is_rebuild=uses is None)
+        _, first_stage, last_stage = work
+        self._expected.note(numbered.step, first_stage, last_stage)
+        self._under_way[self._next_number] = UnderWay(numbered, scheduled, uses or ())
         self._next_number += 1
         return numbered
 
@@ -111,7 +140,7 @@ class StepLog:
             self._expected.forget(copy.destination)
         return without_copies_of(step, lacking) if lacking else step
 
-    def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[tuple[StepInput, int, int]]:
+    def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[Work]:
         """Steps, with their first and last stages, after which every stage has the prefix of each of `chunks`."""
         for chunk in chunks:
             while missing := self._expected.missing(chunk.block_table, chunk.num_computed_before):

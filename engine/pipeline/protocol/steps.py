@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from distllm.engine.interface import StepInput
 
+Work = tuple[StepInput, int, int]
+"""A step, the first stage that computes it, and the last."""
+
 
 @dataclass(frozen=True, slots=True)
 class NumberedStep:
@@ -16,7 +19,7 @@ class NumberedStep:
 
     epoch: int
     number: int
+    step: StepInput
     first_stage: int
     last_stage: int
-    step: StepInput
     is_rebuild: bool = False

@@ -45,9 +45,10 @@ class WithoutCommitIndex(StepLog):
     def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
         if epoch != self.epoch or number not in self._under_way:
             return []
-        numbered, scheduled = self._under_way[number]
+        under_way = self._under_way[number]
+        numbered = under_way.numbered
         self._committed.note(numbered.step, numbered.first_stage, numbered.last_stage)
-        return [] if numbered.is_rebuild else [Commit(scheduled, output)]
+        return [] if numbered.is_rebuild else [Commit(under_way.scheduled, output)]
 
 
 class WithoutRebuilding(StepLog):
