@@ -9,7 +9,7 @@ WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup serve test soak check bench wire lock clean
+.PHONY: setup serve test soak chaos check bench wire lock clean
 
 serve: $(INSTALLED)  ## serve the embedded model (or MODEL=path) at 127.0.0.1:8000
 	$(VENV)/bin/distllm serve $(MODEL)
@@ -21,6 +21,9 @@ test: $(INSTALLED)  ## the whole test suite
 soak: export HF_HUB_OFFLINE ?= 1
 soak: $(INSTALLED)  ## minutes of faults: three ranks, every way to lose one
 	$(PYTHON) -m pytest -m soak
+
+chaos: $(INSTALLED)  ## every fault in every phase of a pipeline's work, scored
+	$(PYTHON) -m benchmarks.chaos
 
 check: $(INSTALLED)  ## style, types and the layers of the house
 	$(VENV)/bin/ruff check .

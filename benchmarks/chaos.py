@@ -31,7 +31,8 @@ _MAX_STEP_TOKENS = "256"
 _LONG = "She went to the park and saw a big dog. " * 100
 _TIMEOUT_S = 240.0
 _HEAD = (
-    f"{'fault':20}{'phase':12}{'lost':>6}{'repeated':>9}{'altered':>8}{'failed':>7}{'leaked':>7}{'stall p50':>11}"
+    f"{'fault':20}{'phase':12}{'lost':>6}{'repeated':>9}{'altered':>8}{'failed':>7}{'leaked':>7}"
+    f"{'stall p50':>11}{'max':>10}"
 )
 
 
@@ -126,9 +127,9 @@ class Chaos:
                 await load.until_part(0.3)
             case Phase.RECOVERING:
                 await load.until_part(0.3)
-                num_losses = cluster.log().count("is lost")
+                num_losses = cluster.num_losses
                 cluster.peers[cluster.stages[0]].process.kill()
-                await asyncio.to_thread(self._wait_for, lambda: cluster.log().count("is lost") > num_losses)
+                await asyncio.to_thread(self._wait_for, lambda: cluster.num_losses > num_losses)
         return cluster.peers[cluster.stages[-1]]
 
     def _newcomer(self) -> PeerProcess:

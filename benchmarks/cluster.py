@@ -103,6 +103,11 @@ class Cluster:
         return len(_STAGES.findall(self.log()))
 
     @property
+    def num_losses(self) -> int:
+        """How often a stage was found lost."""
+        return self.log().count(" is lost: ")
+
+    @property
     def spares(self) -> list[str]:
         """Running peers that have no stage."""
         return [name for name, peer in self.peers.items() if peer.is_running and name not in self.stages]

@@ -16,22 +16,25 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A completion of exactly `num_tokens` tokens, greedy where `temperature` is 0."""
+    """A completion of exactly `num_tokens` tokens, greedy where `temperature` is 0.
+
+    `has_logprobs` makes the server say where each token ends; else what comes at once counts as one.
+    """
 
     prompt: str
     num_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    has_logprobs: bool = True
 
     def body(self, model: str) -> dict[str, Any]:
-        """With logprobs, for the tokens' texts."""
         return {
             "model": model,
             "prompt": self.prompt,
             "max_tokens": self.num_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
-            "logprobs": 0,
+            "logprobs": 0 if self.has_logprobs else None,
             "ignore_eos": True,
             "stream": True,
         }
@@ -134,7 +137,8 @@ def _take(stream: WatchedStream, event: dict[str, Any]) -> None:
         stream.num_ends += 1
         return
     choice = event["choices"][0]
-    tokens = (choice["logprobs"] or {}).get("tokens", [])
+    text = [choice["text"]] if choice["text"] else []
+    tokens = choice["logprobs"]["tokens"] if choice.get("logprobs") else text
     stream.tokens += tokens
     stream.times_s += [time.monotonic()] * len(tokens)
     stream.num_ends += choice["finish_reason"] is not None

@@ -63,8 +63,9 @@ class Pipeline:
         if self._is_serving:  # else it is sent with the epoch that is about to begin
             self._send(numbered)
 
-    def take_result(self, result: Result) -> None:
-        if self._log is None:
+    def take_result(self, sender: PeerId, result: Result) -> None:
+        """Results are the last stage's to give, and nobody else's."""
+        if self._log is None or sender != self._stages[-1].peer_id:
             return
         for commit in self._log.commit(result.epoch, result.number, result.output):
             self._futures.pop(commit.step.step_id).set_result(commit.output)

@@ -53,7 +53,7 @@ class Reception:
         members: Members,
         max_peers: int,
         beat_s: float,
-        on_result: Callable[[Result], None],
+        on_result: Callable[[PeerId, Result], None],
         on_loading: Callable[[PeerId, Loading], None],
     ) -> None:
         self._authority = authority
@@ -134,7 +134,7 @@ class Reception:
     def _take(self, member: Member, message: ToCoordinator) -> Reply:
         match message:
             case Result():
-                self._on_result(message)
+                self._on_result(member.peer_id, message)
                 return Reply()
             case Beat():
                 member.busy_s = message.busy_s

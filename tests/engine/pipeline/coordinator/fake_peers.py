@@ -97,7 +97,11 @@ class FakePeer:
     def _info(self, config: StageConfig) -> ExecutorInfo:
         return executor_info(30 if config.begin == 0 else 20, 16, 64)
 
-    def answer(self, header: StepHeader) -> None:
+    def answer(self, header: StepHeader, sender: str | None = None) -> None:
+        """As the last stage would, or as `sender`."""
+        successor = self.fences[-1].successor
+        last_stage = self.peer_id if successor is None else successor.peer_id
         step = _decode_step.decode(header.step)
         output = StepOutput(step.step_id, [ChunkOutput(chunk.sequence_id, TOKEN) for chunk in step.chunks])
-        self._pipeline.take_result(Result(epoch=header.epoch, number=header.number, output=output))
+        result = Result(epoch=header.epoch, number=header.number, output=output)
+        self._pipeline.take_result(PeerId(sender or last_stage), result)

@@ -68,6 +68,19 @@ async def test_it_begins_once_enough_peers_have_loaded_their_layers(cluster: Clu
     await answered(cluster.submit())
 
 
+async def test_a_result_counts_from_the_last_stage_alone(cluster: Cluster) -> None:
+    first, _, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+    await cluster.ready()
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: len(first.steps) == 1)
+    for intruder in (first, spare):
+        first.answer(first.steps[0], intruder.peer_id)
+    assert not future.done()
+    first.answer(first.steps[0])
+    await answered(future)
+
+
 async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluster: Cluster) -> None:
     first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
     await cluster.ready()

@@ -29,8 +29,10 @@ class Coordinator:
 
     def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
         self.members = Members()
-        self.results: list[Result] = []
-        reception = Reception(authority, tokens, self.members, 2, 0.25, self.results.append, lambda *_: None)
+        self.results: list[tuple[PeerId, Result]] = []
+        reception = Reception(
+            authority, tokens, self.members, 2, 0.25, lambda *result: self.results.append(result), lambda *_: None
+        )
         self.app: PeerApp = reception.app(MAX_BYTES)
 
     async def join(self, request: JoinRequest) -> Reply:
