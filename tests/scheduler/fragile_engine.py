@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
+from distllm.engine.pipeline.coordinator.snapshot import OnCluster
 from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.process import main
 from tests.scheduler.slot_executor import SlotExecutor, executor_info
@@ -43,7 +44,7 @@ class FragileExecutor(SlotExecutor):
         return super().execute(step)
 
 
-def build(config: EngineConfig, on_progress: Progress, _on_lost: OnLost) -> FragileExecutor:
+def build(config: EngineConfig, on_progress: Progress, _on_lost: OnLost, on_cluster: OnCluster) -> FragileExecutor:
     on_progress("pretending", 0.5)
     if config.model == "broken":
         raise ValueError("this checkpoint is broken")
