@@ -162,6 +162,7 @@ class EngineClient:
         if self._process is not None:
             await self._process.stop(_SHUTDOWN_GRACE_S)
             self._process = None
+        self.cluster.close()
 
     def _release(self, live: LiveRequest) -> None:
         """Give a request to the engine, if there is one."""

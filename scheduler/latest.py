@@ -23,9 +23,14 @@ class Latest(Generic[Value]):
         self._replaced.set()
         self._replaced = asyncio.Event()
 
+    def close(self) -> None:
+        """Whoever follows has reached the end. Nothing may come any more."""
+        self._replaced.set()
+
     async def follow(self) -> AsyncIterator[Value]:
-        """The present value, and every time it has been replaced the one that is then the newest. Never ends."""
-        while True:
+        """The present value, and every time it has been replaced the one that is then the newest."""
+        replaced = self._replaced
+        yield self._value
+        while await replaced.wait() and replaced is not self._replaced:
             replaced = self._replaced
             yield self._value
-            await replaced.wait()

@@ -1,27 +1,14 @@
-"""What has happened in the cluster, for people: joins, losses, recoveries. Importable without torch."""
+"""What has happened in the cluster, for people: joins, losses, recoveries."""
 
 import asyncio
 import contextlib
 import time
 from collections import deque
-from typing import Literal
 
-import msgspec
-
-EventKind = Literal["joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered"]
+from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent, EventKind
 
 _MAX_EVENTS = 100
 _MAX_TEXT_LEN = 300
-
-
-class ClusterEvent(msgspec.Struct, frozen=True):
-    """`time_s` is time.time(). `duration_ms` is how long no step could run, where a recovery ended that."""
-
-    time_s: float
-    kind: EventKind
-    text: str
-    peer_id: str | None = None
-    duration_ms: float | None = None
 
 
 class EventLog:

@@ -5,10 +5,21 @@ from typing import Literal
 
 import msgspec
 
-from distllm.engine.pipeline.coordinator.events import ClusterEvent
-
 PeerState = Literal["serving", "spare", "joining", "gone"]
 """In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; not connected."""
+
+
+EventKind = Literal["joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered"]
+
+
+class ClusterEvent(msgspec.Struct, frozen=True):
+    """`time_s` is time.time(). `duration_ms` is how long no step could run, where a recovery ended that."""
+
+    time_s: float
+    kind: EventKind
+    text: str
+    peer_id: str | None = None
+    duration_ms: float | None = None
 
 
 class StageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
