@@ -246,7 +246,7 @@ class EngineClient:
             match message:
                 case Loading():
                     self._heard_s = time.monotonic()
-                    self.loading = message
+                    self.loading = None if self._serving else message  # peers of a cluster load at any time
                     self._on_loading(message)
                 case Ready(info=info):
                     self._serving = process

@@ -31,6 +31,8 @@ class Latest(Generic[Value]):
         """The present value, and every time it has been replaced the one that is then the newest."""
         replaced = self._replaced
         yield self._value
-        while await replaced.wait() and replaced is not self._replaced:
+        await replaced.wait()
+        while replaced is not self._replaced:
             replaced = self._replaced
             yield self._value
+            await replaced.wait()

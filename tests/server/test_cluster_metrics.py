@@ -65,13 +65,11 @@ async def test_a_peer_s_name_cannot_break_the_exposition(client: httpx.AsyncClie
 async def test_readiness_says_what_a_cluster_waits_for(
     client: httpx.AsyncClient, engine: FakeEngine, path: str
 ) -> None:
-    engine.cluster.replace(sample_cluster(waiting="0 of the 1 peers that are needed can serve"))
+    engine.cluster.replace(sample_cluster(waiting="0 of 1 needed peers can serve"))
     response = await client.get(path)
     assert response.status_code == 503
     assert response.json()["status"] == "waiting"
-    assert response.json()["error"]["message"] == (
-        "the server is waiting: 0 of the 1 peers that are needed can serve"
-    )
+    assert response.json()["error"]["message"] == ("the server is waiting: 0 of 1 needed peers can serve")
     assert (await client.get("/health/live")).status_code == 200
     engine.cluster.replace(sample_cluster())
     assert (await client.get(path)).status_code == 200

@@ -12,4 +12,4 @@ def why_waiting(connected: Sequence[Member], num_fit: int, num_needed: int, seat
         loading = ", ".join(f"{seat.peer} [{seat.layers[0]}, {seat.layers[1]})" for seat in seats)
         return f"layers are being loaded: {loading}"
     troubles = [f"; {member.peer_id}: {member.trouble}" for member in connected if member.trouble is not None]
-    return f"{num_fit} of the {num_needed} peers that are needed can serve{''.join(troubles)}"
+    return f"{num_fit} of {num_needed} needed peers can serve{''.join(troubles)}"

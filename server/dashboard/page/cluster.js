@@ -24,10 +24,11 @@ function toned(word) {
   return element("span", TONES[word] ?? "", word);
 }
 
-function milliseconds(seconds) {
+function duration(seconds) {
   if (seconds === null) return UNKNOWN;
+  if (seconds >= 10) return `${seconds.toFixed(0)} s`;
   const value = 1000 * seconds;
-  return `${value.toFixed(value < 10 ? 2 : 0)} ms`;
+  return `${value.toFixed(value > 0 && value < 10 ? 2 : 0)} ms`;
 }
 
 function bytes(count) {
@@ -63,7 +64,7 @@ function figures(report) {
     "Tokens a second": tokensPerSecond(report),
     "KV in use": `${(100 * stats.kv_cache_usage).toFixed(0)} %`,
     "Recoveries": cluster.recoveries_total,
-    "Last recovery": milliseconds(cluster.last_recovery_s),
+    "Last recovery": duration(cluster.last_recovery_s),
     "Tokens rebuilt": cluster.rebuilt_tokens_total,
   };
   return Object.entries(shown).map(([name, value]) =>
@@ -84,7 +85,7 @@ function stageBox(stage, peer, stats) {
     element("b", "", stage.peer_id),
     element("span", "", layers(stage.begin, stage.end)),
     peer ? toned(peer.state) : toned("gone"),
-    element("span", "", `step ${milliseconds(stage.step_s)}`),
+    element("span", "", `step ${duration(stage.step_s)}`),
     element("span", "", `weights ${bytes(stage.weight_bytes)}`),
     element("span", "", kv),
     kvMeter(stats.kv_cache_usage),
@@ -93,7 +94,7 @@ function stageBox(stage, peer, stats) {
 
 function linkArrow(link) {
   const goodput = link?.bytes_per_s ? `${bytes(link.bytes_per_s)}/s` : "";
-  return element("li", "link", element("span", "", milliseconds(link?.frame_s ?? null)), element("span", "", goodput));
+  return element("li", "link", element("span", "", duration(link?.frame_s ?? null)), element("span", "", goodput));
 }
 
 function chain({ cluster, stats }) {
@@ -111,8 +112,8 @@ function peerRow(peer) {
   const loaded = peer.loaded.map(([begin, end]) => `[${begin}, ${end})`).join(" ") || UNKNOWN;
   const name = element("td", "", element("b", "", peer.peer_id), " ", element("span", "faint", peer.address));
   const numbers = [
-    milliseconds(peer.step_s), milliseconds(peer.busy_s), bytes(peer.free_bytes),
-    milliseconds(peer.beat_age_s), milliseconds(peer.round_trip_s),
+    duration(peer.step_s), duration(peer.busy_s), bytes(peer.free_bytes),
+    duration(peer.beat_age_s), duration(peer.round_trip_s),
   ];
   return element("tr", "", name,
     element("td", "", toned(peer.state)),
@@ -122,7 +123,7 @@ function peerRow(peer) {
 }
 
 function eventRow(event) {
-  const took = event.duration_ms === null ? "" : `after ${event.duration_ms.toFixed(0)} ms: `;
+  const took = event.duration_ms === null ? "" : `after ${duration(event.duration_ms / 1000)}: `;
   return element("li", "",
     element("span", "faint", new Date(1000 * event.time_s).toLocaleTimeString()),
     toned(event.kind),
