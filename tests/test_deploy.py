@@ -1,6 +1,5 @@
 """Dockerfile, compose file, Prometheus and Grafana: they agree with one another and with the server."""
 
-import argparse
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -21,10 +21,10 @@ from distllm.scheduler.latest import Latest
 from distllm.scheduler.stats import EngineStats
 from distllm.server.cli import main
 from distllm.server.cluster_config import load_cluster_config
-from distllm.server.config import Settings, fields
+from distllm.server.config import fields
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
-from tests.server.clusters import sample_cluster
+from tests.clusters import sample_cluster
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "server/dashboard"
@@ -204,12 +204,13 @@ def test_the_cluster_s_configuration_is_one_and_agrees_with_the_ports(
     assert f"127.0.0.1:8080:{coordinator.dashboard_port}" in service["ports"]
     assert coordinator.page_host == "0.0.0.0"
     assert coordinator.num_stages < len(peers())
-    started: list[Settings] = []
-    monkeypatch.setattr("distllm.server.launch.serve", lambda settings: started.append(settings) or 0)
+    serve = Mock(return_value=0)
+    monkeypatch.setattr("distllm.server.launch.serve", serve)
     assert main([*json.loads(last("ENTRYPOINT"))[1:], *service["command"]]) == 0
+    [settings] = serve.call_args.args
     [config] = service["configs"]
-    assert started[0].cluster.coordinator == Path(config["target"])
-    assert started[0].cluster.state == Path("/state/cluster")
+    assert settings.cluster.coordinator == Path(config["target"])
+    assert settings.cluster.state == Path("/state/cluster")
     assert all(f"coordinator:{coordinator.port} " in peer["command"][0] for peer in peers().values())
 
 
@@ -265,10 +266,10 @@ def test_peers_understand_the_flags_that_compose_gives_them(
     arguments = run_in_container(
         peers()["peer-1"]["command"][0], tmp_path, HOSTNAME="peer-1", DISTLLM_MODEL="org/name"
     )
-    started: list[argparse.Namespace] = []
-    monkeypatch.setattr("distllm.server.peer.run_peer", lambda parsed: started.append(parsed) or 0)
+    run_peer = Mock(return_value=0)
+    monkeypatch.setattr("distllm.server.peer.run_peer", run_peer)
     assert main(arguments) == 0
-    [parsed] = started
+    [parsed] = run_peer.call_args.args
     assert (parsed.join, parsed.name, parsed.token, parsed.model) == ("coordinator:5555", "peer-1", "t", "org/name")
 
 

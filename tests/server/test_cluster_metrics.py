@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.server.clusters import peer, sample_cluster
+from tests.clusters import peer, sample_cluster
 from tests.server.fake_engine import FakeEngine
 
 

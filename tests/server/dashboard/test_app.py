@@ -15,7 +15,7 @@ from distllm.server.cluster_config import CoordinatorSection
 from distllm.server.config import ClusterSection
 from distllm.server.dashboard import app as dashboard
 from distllm.server.dashboard.serving import page_names, serve_page, show_cluster
-from tests.server.clusters import sample_cluster
+from tests.clusters import sample_cluster
 from tests.server.fake_engine import FakeEngine
 
 PAGE = Path(dashboard.__file__).parent / "page"

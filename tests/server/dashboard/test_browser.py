@@ -12,7 +12,7 @@ from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent
 from distllm.scheduler.messages import Loading
 from distllm.scheduler.stats import EngineStats
 from distllm.server.dashboard.serving import serve_page
-from tests.server.clusters import peer, sample_cluster, stage
+from tests.clusters import peer, sample_cluster, stage
 from tests.server.dashboard.browser import Tab, browse, find_chromium
 from tests.server.fake_engine import FakeEngine
 
