@@ -38,7 +38,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libaio-dev numactl \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 distllm \
-    && install --directory --owner distllm /models
+    && install --directory --owner distllm /models /state /tokens
 COPY --from=builder /opt/distllm /opt/distllm
 ENV PATH=/opt/distllm/bin:${PATH} \
     HF_HOME=/models \

@@ -10,22 +10,29 @@ from distllm.engine.executor.tensor_parallel import start_tensor_parallel
 from distllm.engine.interface import Executor
 from distllm.engine.model_runner import ModelRunner
 from distllm.engine.offload.errors import check_offload
+from distllm.engine.pipeline.coordinator.snapshot import OnCluster
 from distllm.engine.pool_size import size_pool
 from distllm.engine.progress import OnLost, Progress
 from distllm.engine.served_model import prepare_model
 
 
-def build_executor(config: EngineConfig, on_progress: Progress, on_lost: OnLost = lambda _: None) -> Executor:
+def build_executor(
+    config: EngineConfig,
+    on_progress: Progress,
+    on_lost: OnLost = lambda _: None,
+    on_cluster: OnCluster = lambda _: None,
+) -> Executor:
     """Load `config.model`, put the kernels under it and size its KV pool.
 
     `on_lost` is called in another thread when ranks are lost, for then the step under way never ends.
+    `on_cluster` is called in threads of its own where the model is served by a cluster.
 
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
     if config.cluster is not None:
         from distllm.engine.executor.pipeline import start_pipeline
 
-        return start_pipeline(config, on_progress, on_lost)
+        return start_pipeline(config, on_progress, on_lost, on_cluster)
     config = replace(config, tensor_parallel_size=num_ranks(config))
     check_offload(config, config.device)
     if config.tensor_parallel_size != 1:

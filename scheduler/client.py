@@ -14,11 +14,14 @@ from typing import Literal, assert_never
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo
+from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.scheduler.channel import ChannelClosed
+from distllm.scheduler.latest import Latest
 from distllm.scheduler.live_request import LiveRequest, RequestStream
 from distllm.scheduler.messages import (
     Abort,
     Begun,
+    ClusterReport,
     EngineRequest,
     Loading,
     Ready,
@@ -79,6 +82,7 @@ class EngineClient:
         self._smoothed_request_s = 1.0
         self.stats = EngineStats()
         self.loading: Loading | None = None
+        self.cluster: Latest[ClusterSnapshot | None] = Latest(None)
         self.num_restarts = 0
 
     @property
@@ -102,7 +106,10 @@ class EngineClient:
 
     @property
     def seconds_since_progress(self) -> float:
-        """Seconds for which an engine has had work without finishing a step; 0 when there is none."""
+        """Seconds for which an engine has had work without finishing a step; 0 when there is none.
+
+        An engine that waits for machines does not hang: its clock stands still.
+        """
         return time.monotonic() - self._last_step_at if self._live and self._serving else 0.0
 
     def submit(self, request: EngineRequest) -> RequestStream:
@@ -155,6 +162,7 @@ class EngineClient:
         if self._process is not None:
             await self._process.stop(_SHUTDOWN_GRACE_S)
             self._process = None
+        self.cluster.close()
 
     def _release(self, live: LiveRequest) -> None:
         """Give a request to the engine, if there is one."""
@@ -238,7 +246,7 @@ class EngineClient:
             match message:
                 case Loading():
                     self._heard_s = time.monotonic()
-                    self.loading = message
+                    self.loading = None if self._serving else message  # peers of a cluster load at any time
                     self._on_loading(message)
                 case Ready(info=info):
                     self._serving = process
@@ -250,6 +258,8 @@ class EngineClient:
                     self._begun.update(self._released.intersection(request_ids))
                 case StepReport(outputs=outputs, stats=stats):
                     self._on_step(outputs, stats)
+                case ClusterReport(cluster=cluster):
+                    self._on_cluster(cluster)
                 case _:
                     assert_never(message)
 
@@ -282,6 +292,11 @@ class EngineClient:
                 self._forget(live)
         self._release_held()
 
+    def _on_cluster(self, cluster: ClusterSnapshot) -> None:
+        if cluster.waiting is not None:
+            self._last_step_at = time.monotonic()
+        self.cluster.replace(cluster)
+
     def _note_duration(self, live: LiveRequest) -> None:
         """Exponentially smoothed seconds a request takes, for Retry-After."""
         duration_s = max(0.0, time.time() - live.request.arrival_s)
@@ -302,6 +317,7 @@ class EngineClient:
         self._released.clear()
         self._begun.clear()
         self.stats = EngineStats()
+        self.cluster.replace(None)
         logger.error("the engine ended (%s) with %d live requests", end, len(self._live))
         if culprit is not None and (live := self._live.get(culprit)):
             live.fail("this request ended the engine twice; it is not tried again")

@@ -6,6 +6,7 @@ import msgspec
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import ExecutorInfo, TokenLogprobs
+from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.engine.sampling_params import SamplingParams
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.stats import EngineStats
@@ -109,5 +110,11 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class ClusterReport(msgspec.Struct, frozen=True, tag=True):
+    """How the machines are that serve the model; about once a second and whenever something happens to them."""
+
+    cluster: ClusterSnapshot
+
+
 ToEngine = StartEngine | EngineRequest | Abort | Shutdown
-FromEngine = Loading | Ready | StartFailed | Begun | StepReport
+FromEngine = Loading | Ready | StartFailed | Begun | StepReport | ClusterReport

@@ -17,16 +17,17 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
 from distllm.engine.parent_death import end_with_parent, leave_signals_to_the_front_end
+from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot, OnCluster
 from distllm.engine.pool_size import OutOfMemory
 from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
 from distllm.scheduler.loop import EngineLoop
-from distllm.scheduler.messages import Loading, Ready, StartEngine, StartFailed, ToEngine
+from distllm.scheduler.messages import ClusterReport, Loading, Ready, StartEngine, StartFailed, ToEngine
 from distllm.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("distllm.engine")
 
-BuildExecutor = Callable[[EngineConfig, Progress, OnLost], Executor]
+BuildExecutor = Callable[[EngineConfig, Progress, OnLost, OnCluster], Executor]
 
 
 def main(fd: int, build: BuildExecutor) -> None:
@@ -68,8 +69,15 @@ def _load(start: StartEngine, build: BuildExecutor, channel: BlockingChannel[ToE
                 channel.send(StartFailed(reason))
         os._exit(1)  # the thread that waits for what is lost would wait for ever
 
+    def on_progress(activity: str, done: float) -> None:
+        channel.send(Loading(activity, done))
+
+    def on_cluster(cluster: ClusterSnapshot) -> None:
+        with contextlib.suppress(ChannelClosed):  # then this process is about to end
+            channel.send(ClusterReport(cluster))
+
     try:
-        executor = build(start.engine, lambda activity, done: channel.send(Loading(activity, done)), on_lost)
+        executor = build(start.engine, on_progress, on_lost, on_cluster)
         has_loaded = True
         return executor
     except ChannelClosed:

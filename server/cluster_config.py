@@ -27,16 +27,21 @@ class CoordinatorSection(ClusterSection):
     host: str = Field("0.0.0.0", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(5555, ge=0, le=65535, description="port for peers; 0 lets the system choose")
     dashboard_port: int = Field(8080, ge=0, le=65535, description="port of the page of peers; 0 lets it choose")
+    dashboard_host: str | None = Field(
+        None, min_length=1, description="address of that page, which asks for no key; by default loopback's"
+    )
     num_stages: int = Field(1, ge=1, le=1024, description="peers that share the model's layers; others stand by")
     max_workers: int = Field(16, ge=1, le=1024, description="most peers that may be joined at once")
 
     @property
     def is_loopback(self) -> bool:
         """Whether no other machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
+
+    @property
+    def page_host(self) -> str:
+        """Where the page of peers is."""
+        return self.dashboard_host or (self.host if self.is_loopback else "127.0.0.1")
 
 
 class NetworkSection(ClusterSection):
@@ -78,6 +83,14 @@ def load_cluster_config(path: Path, allow_plaintext: bool = False) -> ClusterCon
     if fault := _fault(config, allow_plaintext):
         raise InvalidSettings(f"config file {path}: setting {fault}")
     return config
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:

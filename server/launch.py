@@ -38,9 +38,11 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.cluster_config import cluster_settings, load_cluster_config
 from distllm.server.config import ClusterSection, EngineSection, Settings
+from distllm.server.dashboard.serving import show_cluster
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
+from distllm.server.listening import CannotServe, listen, url_of
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
@@ -53,10 +55,6 @@ _CONNECTIONS_A_DESCRIPTOR = 0.75
 EMBEDDED_MODEL_NAME = "distllm-embedded"
 
 
-class CannotServe(Exception):
-    """The server cannot start; the message is one line that names the remedy."""
-
-
 def serve(settings: Settings) -> int:
     """Serve until a signal ends it. Returns the exit status."""
     logging.basicConfig(level=settings.server.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -66,7 +64,7 @@ def serve(settings: Settings) -> int:
             return run_agent(launch)
         with listen_for_ranks(launch) as launched:
             checkpoint = find_checkpoint(settings)
-            with _listen(settings.server.host, settings.server.port) as listener:
+            with listen(settings.server.host, settings.server.port) as listener:
                 asyncio.run(_serve(settings, checkpoint, listener, launched))
     except (CannotServe, LaunchError, ModelNotFound, CheckpointError, TokenizerError, EngineUnavailable) as error:
         sys.stderr.write(f"distllm: {error}\n")
@@ -167,21 +165,22 @@ async def _serve(
     bar = LoadingBar()
     start = start_message(settings, checkpoint, launched=launched)
     engine = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
-    await engine.start()
-    try:
-        app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
-        config = http_config(app, ConnectionSettings(max_connections=max_connections))
-        http = DrainingServer(config, engine, settings.server.drain_s)
-        serving = asyncio.create_task(http.serve([listener]), name="http")
-        ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        bar.close()
-        if ready.done():
-            await _announce(ready, engine, _url(listener), time.monotonic() - started_s, http)
-        await serving
-        ready.cancel()
-    finally:
-        await engine.stop()
+    async with show_cluster(settings.cluster, engine):
+        await engine.start()
+        try:
+            app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
+            config = http_config(app, ConnectionSettings(max_connections=max_connections))
+            http = DrainingServer(config, engine, settings.server.drain_s)
+            serving = asyncio.create_task(http.serve([listener]), name="http")
+            ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
+            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+            bar.close()
+            if ready.done():
+                await _announce(ready, engine, url_of(listener), time.monotonic() - started_s, http)
+            await serving
+            ready.cancel()
+        finally:
+            await engine.stop()
 
 
 async def _announce(
@@ -229,17 +228,3 @@ def load_text_side(settings: Settings, checkpoint: Path) -> tuple[Tokenizer, Gen
 def model_name(settings: Settings) -> str:
     """The name in the API: what the user asked for, as written."""
     return settings.model.model or EMBEDDED_MODEL_NAME
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
-        reason, _, _ = (getattr(error, "strerror", None) or str(error)).partition(" (while attempting to bind")
-        raise CannotServe(f"cannot listen on {host}:{port}: {reason}; see --host and --port") from None
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from distllm.scheduler.messages import SequenceOutput
+from distllm.server.cluster_collector import ClusterCollector
 from distllm.server.engine_collector import EngineCollector
 from distllm.server.ports import Engine
 
@@ -36,6 +37,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
         self._registry.register(EngineCollector(engine, model_name))
+        self._registry.register(ClusterCollector(engine))
         self.ttft_s = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
         self.itl_s = self._histogram(
             "vllm:inter_token_latency_seconds", "Between tokens of a sequence.", _TOKEN_BUCKETS

@@ -4,7 +4,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from distllm.engine.interface import ExecutorInfo
+from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.scheduler.client import EngineState
+from distllm.scheduler.latest import Latest
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput
 from distllm.scheduler.stats import EngineStats
 
@@ -34,6 +36,7 @@ class Engine(Protocol):
     stats: EngineStats
     loading: Loading | None
     num_restarts: int
+    cluster: Latest[ClusterSnapshot | None]
 
     @property
     def state(self) -> EngineState: ...

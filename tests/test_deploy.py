@@ -12,19 +12,40 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
+from distllm.scheduler.latest import Latest
 from distllm.scheduler.stats import EngineStats
+from distllm.server.cli import main
+from distllm.server.cluster_config import load_cluster_config
 from distllm.server.config import fields
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
+from tests.clusters import sample_cluster
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "server/dashboard"
 BOARD = json.loads((DASHBOARD / "grafana/boards/distllm.json").read_text())
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def read_compose(name: str) -> dict[str, Any]:
+    """A compose file with what its services extend: lists are joined, as compose does, the rest is replaced."""
+    file = yaml.safe_load((ROOT / name).read_text())
+    for service in file["services"].values():
+        if (base := service.pop("extends", None)) is None:
+            continue
+        for key, value in read_compose(base["file"])["services"][base["service"]].items():
+            joins = key in ("environment", "ports", "volumes") and key in service
+            service[key] = [*value, *service[key]] if joins else service.get(key, value)
+    return cast(dict[str, Any], file)
+
+
+COMPOSE = read_compose("docker-compose.yml")
+CLUSTER = read_compose("docker-compose.cluster.yml")
+every_compose_file = pytest.mark.parametrize("compose", [COMPOSE, CLUSTER], ids=["single", "cluster"])
 SCRAPED_BY_PROMETHEUS_ITSELF = {"up"}
 PROMQL_WORDS = {"sum", "max", "by", "le", "rate", "increase", "histogram_quantile", "and", "label_values"}
 
@@ -54,11 +75,18 @@ def metric_names(query: str) -> set[str]:
     return set(re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*", bare)) - PROMQL_WORDS
 
 
+def exposition() -> str:
+    """What /metrics says of a coordinator."""
+    engine = SimpleNamespace(
+        stats=EngineStats(), num_restarts=0, loading=None, state="ready", cluster=Latest(sample_cluster())
+    )
+    return Metrics(cast(Engine, engine), "tiny").render().decode()
+
+
 @pytest.fixture(scope="module")
 def exposed() -> set[str]:
     """Every series name that /metrics can have."""
-    engine = SimpleNamespace(stats=EngineStats(), num_restarts=0, loading=None, state="ready")
-    text = Metrics(cast(Engine, engine), "tiny").render().decode()
+    text = exposition()
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE):
         suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
@@ -74,16 +102,14 @@ def test_every_query_reads_metrics_that_the_server_has(query: str, exposed: set[
 
 
 def test_the_engine_states_that_queries_name_exist() -> None:
-    engine = SimpleNamespace(stats=EngineStats(), num_restarts=0, loading=None, state="ready")
-    text = Metrics(cast(Engine, engine), "tiny").render().decode()
+    text = exposition()
     for query in queries():
         for state in re.findall(r'state="(\w+)"', query):
             assert f'distllm_engine_state{{state="{state}"}}' in text
 
 
 def test_the_finish_reasons_that_queries_name_exist() -> None:
-    engine = SimpleNamespace(stats=EngineStats(), num_restarts=0, loading=None, state="ready")
-    text = Metrics(cast(Engine, engine), "tiny").render().decode()
+    text = exposition()
     for query in queries():
         for reason in re.findall(r'finished_reason="(\w+)"', query):
             assert f'finished_reason="{reason}"' in text
@@ -117,14 +143,16 @@ def test_prometheus_scrapes_the_port_that_the_server_listens_on() -> None:
     [job] = config["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"server:{fields()['port'][1].default}"]}]
     assert "server" in COMPOSE["services"]
+    assert "server" in CLUSTER["services"]["coordinator"]["networks"]["default"]["aliases"]
     assert job.get("metrics_path", "/metrics") == "/metrics"
 
 
-def test_compose_mounts_only_files_of_the_repository_and_named_volumes() -> None:
-    for service in COMPOSE["services"].values():
+@every_compose_file
+def test_compose_mounts_only_files_of_the_repository_and_named_volumes(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
         for mount in service.get("volumes", ()):
             source = mount.split(":")[0]
-            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), mount
+            assert source in compose["volumes"] or (ROOT / source).exists(), mount
 
 
 def test_compose_mounts_the_rules_where_prometheus_looks_for_them() -> None:
@@ -142,21 +170,107 @@ def test_compose_mounts_the_board_where_grafana_looks_for_it() -> None:
     assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{folder}/distllm.json"
 
 
-def test_every_port_of_the_compose_file_is_published_on_loopback_only() -> None:
-    for name, service in COMPOSE["services"].items():
-        assert service["ports"], name
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+@every_compose_file
+def test_every_port_of_a_compose_file_is_published_on_loopback_only(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_what_people_open_is_published() -> None:
+    for compose, server in ((COMPOSE, "server"), (CLUSTER, "coordinator")):
+        published = {name for name, service in compose["services"].items() if service.get("ports")}
+        assert published == {server, "prometheus", "grafana"}
 
 
 def test_compose_sets_only_variables_that_the_server_knows() -> None:
-    for variable in COMPOSE["services"]["server"]["environment"]:
-        if variable.startswith("DISTLLM_"):
-            assert variable.removeprefix("DISTLLM_").lower() in fields()
+    for service in (COMPOSE["services"]["server"], CLUSTER["services"]["coordinator"]):
+        for variable in service["environment"]:
+            if variable.startswith("DISTLLM_"):
+                assert variable.removeprefix("DISTLLM_").lower() in fields()
 
 
 def test_compose_waits_longer_for_the_end_than_the_server_drains() -> None:
-    grace_s = float(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s"))
-    assert grace_s > fields()["drain_s"][1].default
+    for service in (COMPOSE["services"]["server"], CLUSTER["services"]["coordinator"]):
+        assert float(service["stop_grace_period"].removesuffix("s")) > fields()["drain_s"][1].default
+
+
+def test_the_cluster_s_configuration_is_one_and_agrees_with_the_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER["configs"]["cluster"]["content"])
+    coordinator = load_cluster_config(path).coordinator
+    service = CLUSTER["services"]["coordinator"]
+    assert f"127.0.0.1:8080:{coordinator.dashboard_port}" in service["ports"]
+    assert coordinator.page_host == "0.0.0.0"
+    assert coordinator.num_stages < len(peers())
+    serve = Mock(return_value=0)
+    monkeypatch.setattr("distllm.server.launch.serve", serve)
+    assert main([*json.loads(last("ENTRYPOINT"))[1:], *service["command"]]) == 0
+    [settings] = serve.call_args.args
+    [config] = service["configs"]
+    assert settings.cluster.coordinator == Path(config["target"])
+    assert settings.cluster.state == Path("/state/cluster")
+    assert all(f"coordinator:{coordinator.port} " in peer["command"][0] for peer in peers().values())
+
+
+def test_the_cluster_s_directories_belong_to_the_user_of_the_image() -> None:
+    places = {mount.split(":")[1] for peer in peers().values() for mount in peer["volumes"]}
+    made = re.search(r"install --directory --owner distllm ([^&]*)", last("RUN"))
+    assert made
+    assert places <= set(made[1].split())
+
+
+def peers() -> dict[str, Any]:
+    return {name: service for name, service in CLUSTER["services"].items() if name.startswith("peer-")}
+
+
+def run_in_container(script: str, root: Path, **environment: str) -> list[str]:
+    """Run a service's script with the container's folders under `root`, and a distllm that prints its arguments."""
+    command = root / "bin" / "distllm"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    script = re.sub(r"/(state|tokens)\b", rf"{root}/\1", script.replace("$$", "$"))
+    path = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+    run = subprocess.run(
+        ["/bin/sh", "-euc", script], env=path | environment, capture_output=True, text=True, check=True
+    )
+    return run.stdout.splitlines()
+
+
+def test_each_peer_joins_with_a_token_of_its_own_once(tmp_path: Path) -> None:
+    (tmp_path / "tokens").mkdir()
+    run_in_container(CLUSTER["services"]["tokens"]["command"][0], tmp_path)
+    assert {file.name for file in (tmp_path / "tokens").iterdir()} == set(peers())
+    for name, service in peers().items():
+        assert service["hostname"] == name
+        token = tmp_path / "tokens" / name
+        assert token.stat().st_mode & 0o077 == 0
+        assert token.read_text() == "token\n", "the first line of what is printed"
+        token.write_text(f"token of {name}\n")
+        joining = run_in_container(service["command"][0], tmp_path, HOSTNAME=name)
+        assert joining[0] == "peer"
+        assert joining[-2:] == ["--token", f"token of {name}"]
+    (tmp_path / "state" / "peer" / "current").mkdir(parents=True)
+    again = run_in_container(service["command"][0], tmp_path, HOSTNAME=name, DISTLLM_MODEL="org/a model")
+    assert "--token" not in again
+    assert again[-2:] == ["--model", "org/a model"]
+
+
+def test_peers_understand_the_flags_that_compose_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "peer-1").write_text("t")
+    arguments = run_in_container(
+        peers()["peer-1"]["command"][0], tmp_path, HOSTNAME="peer-1", DISTLLM_MODEL="org/name"
+    )
+    run_peer = Mock(return_value=0)
+    monkeypatch.setattr("distllm.server.peer.run_peer", run_peer)
+    assert main(arguments) == 0
+    [parsed] = run_peer.call_args.args
+    assert (parsed.join, parsed.name, parsed.token, parsed.model) == ("coordinator:5555", "peer-1", "t", "org/name")
 
 
 def test_the_image_runs_as_a_user_without_privileges() -> None:

@@ -15,9 +15,12 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.loading import load_config
 from distllm.engine.pipeline.coordinator.desk import Desk
+from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.observer import Observer
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.reception import Reception
+from distllm.engine.pipeline.coordinator.snapshot import OnCluster
 from distllm.engine.pipeline.messages import Loading, StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.peer_id import PeerId
@@ -55,8 +58,10 @@ class PipelineExecutor:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
-def start_pipeline(config: EngineConfig, on_progress: Progress, on_lost: OnLost) -> PipelineExecutor:
-    """Coordinate peers; returns once enough have joined and loaded their layers.
+def start_pipeline(
+    config: EngineConfig, on_progress: Progress, on_lost: OnLost, on_cluster: OnCluster
+) -> PipelineExecutor:
+    """Coordinate peers; returns once enough have joined and loaded their layers. `on_cluster` hears of them before.
 
     Raises CheckpointError, ClusterStateError, ValueError or OSError, each with one line for the operator.
     """
@@ -67,7 +72,7 @@ def start_pipeline(config: EngineConfig, on_progress: Progress, on_lost: OnLost)
     def run() -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        coordinating = loop.create_task(_coordinate(settings, whole, on_progress, started))
+        coordinating = loop.create_task(_coordinate(settings, whole, on_progress, on_cluster, started))
         coordinating.add_done_callback(lambda task: _end(task, started, on_lost))
         loop.run_forever()
 
@@ -87,19 +92,24 @@ def _end(task: "asyncio.Task[None]", started: "Future[PipelineExecutor]", on_los
 
 
 async def _coordinate(
-    settings: ClusterSettings, whole: StageConfig, on_progress: Progress, started: "Future[PipelineExecutor]"
+    settings: ClusterSettings,
+    whole: StageConfig,
+    on_progress: Progress,
+    on_cluster: OnCluster,
+    started: "Future[PipelineExecutor]",
 ) -> None:
     state_dir, now = Path(settings.state_dir), datetime.now(UTC)
     authority = ClusterAuthority.open(state_dir, now)
-    members = Members()
-    pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s)
+    members, events = Members(), EventLog()
+    pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s, events)
+    observer = Observer(members, pipeline, whole, settings.num_stages, events)
 
     def on_loading(peer_id: PeerId, loading: Loading) -> None:
         on_progress(f"{peer_id}: {loading.activity}", loading.done)
 
     tokens = TokenStore(state_dir, authority.fingerprint)
     reception = Reception(
-        authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading
+        authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading, events
     )
     app = reception.app(settings.max_message_bytes)
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
@@ -108,6 +118,7 @@ async def _coordinate(
     running = asyncio.create_task(pipeline.run())
     renewing = asyncio.create_task(desk.keep_certificate())
     renewing.add_done_callback(lambda task: None if task.cancelled() else running.cancel(str(task.exception())))
+    reporting = asyncio.create_task(observer.report_forever(on_cluster))
     while not (running.done() or pipeline.ready.done()):
         num_present = len(members.connected())
         if num_present < settings.num_stages:
@@ -116,7 +127,10 @@ async def _coordinate(
         await asyncio.wait(both, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
     if pipeline.ready.done():
         started.set_result(PipelineExecutor(asyncio.get_running_loop(), pipeline, pipeline.ready.result()))
-    await running
+    try:
+        await running
+    finally:
+        reporting.cancel()
 
 
 def describe_model(config: EngineConfig) -> StageConfig:

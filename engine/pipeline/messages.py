@@ -97,11 +97,31 @@ class Hello(Message, frozen=True, kw_only=True):
     free_bytes: int
 
 
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer has done since it was started: counters, so that a beat that is lost takes nothing with it.
+
+    Steps and the seconds they were computed, frames for the next stage, their bytes, and the seconds until each
+    was taken.
+    """
+
+    num_steps: int = 0
+    compute_s: float = 0.0
+    num_sent: int = 0
+    sent_bytes: int = 0
+    send_s: float = 0.0
+
+
 class Beat(Message, frozen=True, kw_only=True):
-    """That a peer runs; `busy_s` is how long it has been computing its present step, 0 where it has none."""
+    """That a peer runs; `busy_s` is how long it has been computing its present step, 0 where it has none.
+
+    `round_trip_s` is what the beat before took to the coordinator and back.
+    """
 
     boot: str
     busy_s: float
+    work: Work = Work()
+    free_bytes: int | None = None
+    round_trip_s: float | None = None
 
 
 class Loading(Message, frozen=True, kw_only=True):

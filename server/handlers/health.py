@@ -15,7 +15,10 @@ router = APIRouter(route_class=DirectRoute)
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`status` is the engine's state, or "stalled" when work waits without a step. `error` comes with a 503."""
+    """`status` is the engine's state, "stalled" when work waits without a step, or "waiting" for machines.
+
+    `error` comes with a 503.
+    """
 
     status: str
     seconds_since_progress: float | None = None
@@ -28,15 +31,17 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
 @router.get("/health/live")
 async def live(request: Request) -> Response:
     """200 unless only a restart of the server can help."""
-    status = _status(service_of(request))
-    return _response(Health(status), is_well=status not in ("failed", "stopped"))
+    service = service_of(request)
+    status = _status(service)
+    return _response(service, Health(status), is_well=status not in ("failed", "stopped"))
 
 
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     """200 when new requests are taken and make progress."""
-    status = _status(service_of(request))
-    return _response(Health(status), is_well=status == "ready")
+    service = service_of(request)
+    status = _status(service)
+    return _response(service, Health(status), is_well=status == "ready")
 
 
 @router.get("/health")
@@ -51,23 +56,32 @@ async def health(request: Request) -> Response:
         engine.num_restarts,
         _figures(engine.stats),
     )
-    return _response(report, is_well=report.status == "ready")
+    return _response(service, report, is_well=report.status == "ready")
 
 
 def _status(service: Service) -> str:
+    if service.engine.state == "ready" and _waiting(service) is not None:
+        return "waiting"
     if service.engine.state == "ready" and service.engine.seconds_since_progress > service.settings.stall_s:
         return "stalled"
     return service.engine.state
+
+
+def _waiting(service: Service) -> str | None:
+    """Why the cluster cannot serve at present. Requests that come meanwhile wait."""
+    cluster = service.engine.cluster.value
+    return None if cluster is None else cluster.waiting
 
 
 def _figures(stats: EngineStats) -> dict[str, float]:
     return {name: getattr(stats, name) for name in stats.__struct_fields__}
 
 
-def _response(report: Health, is_well: bool) -> Response:
+def _response(service: Service, report: Health, is_well: bool) -> Response:
     if is_well:
         return json_response(report)
-    error = Error(f"the server is {report.status}", "service_unavailable_error", None, report.status)
+    reason = f": {_waiting(service)}" if report.status == "waiting" else ""
+    error = Error(f"the server is {report.status}{reason}", "service_unavailable_error", None, report.status)
     response = json_response(msgspec.structs.replace(report, error=error), 503)
     response.headers["Retry-After"] = str(round(RETRY_UNAVAILABLE_S))
     return response

@@ -19,7 +19,8 @@ from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput, StartEngine
 from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
-from tests.scheduler.fragile_engine import LATE_POISON, POISON
+from tests.clusters import sample_cluster
+from tests.scheduler.fragile_engine import LATE_POISON, POISON, WAIT_S
 from tests.scheduler.harness import make_request, undisturbed
 
 MAX_LEN = 400
@@ -200,9 +201,9 @@ async def test_an_engine_that_says_nothing_while_it_loads_is_replaced_until_that
 
 
 async def test_an_idle_engine_does_not_hang() -> None:
-    async with ready_client(step_timeout_s=0.2) as client:
+    async with ready_client(step_timeout_s=1.0) as client:
         assert await read(client, long_request(1))
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.0)
         assert client.num_restarts == 0
 
 
@@ -317,3 +318,23 @@ async def test_an_engine_ends_when_its_front_end_closes_the_channel() -> None:
     client._process._channel.close()
     await eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
     await client.stop()
+
+
+async def test_the_cluster_is_known_while_its_engine_lives() -> None:
+    async with ready_client("clustered") as client:
+        await eventually(lambda: client.cluster.value is not None)
+        assert client.cluster.value == sample_cluster()
+        followed = client.cluster.follow()
+        await anext(followed)
+        kill_engine(client)
+        assert await anext(followed) is None
+        assert await anext(followed) == sample_cluster()
+    with pytest.raises(StopAsyncIteration):
+        await anext(followed)
+
+
+async def test_an_engine_that_waits_for_peers_does_not_hang() -> None:
+    async with ready_client("waiting", step_timeout_s=WAIT_S / 2) as client:
+        num_restarts = client.num_restarts  # of a start that took long
+        assert await read(client, long_request(1)) == expected(long_request(1))
+        assert client.num_restarts == num_restarts

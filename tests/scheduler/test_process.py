@@ -45,7 +45,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process_behind() -> None:
 def test_an_engine_that_cannot_load_its_model_says_why_in_one_line(error: Exception, words: str) -> None:
     ours, theirs = socket.socketpair()
 
-    def build(config: EngineConfig, on_progress: object, on_lost: object) -> NoReturn:
+    def build(config: EngineConfig, on_progress: object, on_lost: object, on_cluster: object) -> NoReturn:
         raise error
 
     channel: BlockingChannel[FromEngine] = BlockingChannel(theirs, FromEngine)

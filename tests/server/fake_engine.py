@@ -6,7 +6,9 @@ from types import TracebackType
 from typing import Self
 
 from distllm.engine.interface import ExecutorInfo, TokenLogprobs
+from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.scheduler.client import EngineState
+from distllm.scheduler.latest import Latest
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.scheduler.stats import EngineStats
@@ -36,6 +38,7 @@ class FakeEngine:
         self.stats = EngineStats(num_blocks=1000, num_free_blocks=1000)
         self.loading: Loading | None = None
         self.num_restarts = 0
+        self.cluster: Latest[ClusterSnapshot | None] = Latest(None)
         self.state: EngineState = "ready"
         self.seconds_since_progress = 0.0
         self.refusal: Exception | None = None

@@ -25,7 +25,13 @@ def test_a_file_that_says_nothing_means_the_defaults(tmp_path: Path, text: str) 
 
 def test_every_setting_is_read(tmp_path: Path) -> None:
     text = """
-coordinator: {host: 10.0.0.1, port: 6000, dashboard_port: 6001, max_workers: 4}
+coordinator:
+  host: 10.0.0.1
+  port: 6000
+  dashboard_port: 6001
+  dashboard_host: 10.0.0.2
+  num_stages: 3
+  max_workers: 4
 network:
   timeout_seconds: 5
   retry_attempts: 0
@@ -36,7 +42,14 @@ network:
   protocol: tcp
 """
     assert load_cluster_config(yaml_file(tmp_path, text)).model_dump() == {
-        "coordinator": {"host": "10.0.0.1", "port": 6000, "dashboard_port": 6001, "max_workers": 4},
+        "coordinator": {
+            "host": "10.0.0.1",
+            "port": 6000,
+            "dashboard_port": 6001,
+            "dashboard_host": "10.0.0.2",
+            "num_stages": 3,
+            "max_workers": 4,
+        },
         "network": {
             "timeout_seconds": 5.0,
             "retry_attempts": 0,

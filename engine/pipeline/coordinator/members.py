@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass, field
 
 from distllm.engine.interface import ExecutorInfo
-from distllm.engine.pipeline.messages import CONTROL, Endpoint, Keep, Load, StageConfig, ToPeer
+from distllm.engine.pipeline.coordinator.workload import Workload
+from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.wire.frame import encode_frame
@@ -27,6 +28,7 @@ class Member:
     free_bytes: int = 0
     heard_s: float = 0.0
     busy_s: float = 0.0
+    workload: Workload = field(default_factory=Workload)
     loaded: dict[StageConfig, ExecutorInfo] = field(default_factory=dict)
     refused: dict[StageConfig, str] = field(default_factory=dict)
     asked: set[StageConfig] = field(default_factory=set)
@@ -75,10 +77,18 @@ class Member:
         """The peer said hello. What it had before it was started anew is gone."""
         if boot != self.boot:
             self.boot, self.fenced, self._trouble = boot, -1, None
+            self.workload = Workload()
             self.loaded.clear()
             self.refused.clear()
         self.asked = set(self.loaded)  # what it was asked for on another link, it may not have heard
         self.endpoint, self.free_bytes = endpoint, free_bytes
+
+    def take_beat(self, beat: Beat) -> None:
+        self.busy_s = beat.busy_s
+        if beat.free_bytes is not None:
+            self.free_bytes = beat.free_bytes
+        if beat.boot == self.boot:
+            self.workload.note(beat.work, beat.round_trip_s)
 
 
 class Members:
@@ -94,6 +104,10 @@ class Members:
     def connected(self) -> list[Member]:
         """In the order in which they joined."""
         return [member for member in self._members.values() if member.is_connected]
+
+    def heard_since(self, ago_s: float) -> list[Member]:
+        """Those who are connected, or were `ago_s` ago."""
+        return [it for it in self._members.values() if it.is_connected or (it.boot and it.silent_s < ago_s)]
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Return when something changed, or after `timeout_s`."""

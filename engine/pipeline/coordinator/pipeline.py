@@ -4,13 +4,16 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.division import Seat, divide_evenly, seat_peers
+from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
+from distllm.engine.pipeline.coordinator.status import PipelineStatus
+from distllm.engine.pipeline.coordinator.waiting import why_waiting
 from distllm.engine.pipeline.messages import STEP, Fence, Load, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
@@ -26,26 +29,22 @@ _RETRY_S = 1.0
 _LOADING_SILENCE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stage of the present pipeline. `boot` tells whether its peer still is the process that it was."""
-
-    config: StageConfig
-    peer_id: PeerId
-    boot: str
-
-
 class Pipeline:
     """Runs in one event loop. `append` steps at any time once `ready` is done; they survive any loss of stages."""
 
-    def __init__(self, members: Members, whole: StageConfig, num_stages: int, silence_s: float) -> None:
+    def __init__(
+        self, members: Members, whole: StageConfig, num_stages: int, silence_s: float, events: EventLog
+    ) -> None:
         self._members = members
         self._whole = whole
         self._silence_s = silence_s
         self._num_stages = num_stages
+        self._events = events
         self._numerics: dict[tuple[int, int], str] = {}
         self._stages: list[Stage] = []
         self._is_serving = False
+        self._waiting: str | None = None
+        self._rebuilt_tokens_total = 0
         self._log: StepLog | None = None
         self._futures: dict[int, Future[StepOutput]] = {}
         self._info: ExecutorInfo | None = None
@@ -54,6 +53,17 @@ class Pipeline:
     @property
     def num_stages(self) -> int:
         return len(self._stages)
+
+    @property
+    def status(self) -> PipelineStatus:
+        return PipelineStatus(
+            stages=self._stages,
+            epoch=None if self._log is None else self._log.epoch,
+            is_serving=self._is_serving,
+            waiting=self._waiting,
+            num_in_flight=len(self._futures),
+            rebuilt_tokens_total=self._rebuilt_tokens_total,
+        )
 
     def append(self, step: StepInput, future: "Future[StepOutput]") -> None:
         """Compute a step, after those that were appended before it."""
@@ -72,22 +82,36 @@ class Pipeline:
 
     async def run(self) -> None:
         """Form a pipeline, serve until it must change, and form another, for ever."""
-        lost_s = time.monotonic()
+        stopped_s, was_loss = time.monotonic(), False
         while True:
             stages = await self._seat()
             if await self._begin_epoch(stages):
-                chain = " -> ".join(f"{it.peer_id} [{it.config.begin}, {it.config.end})" for it in stages)
-                logger.info("serving over %s, after %.0f ms", chain, 1000 * (time.monotonic() - lost_s))
-                await self._until_changed()
-            lost_s = time.monotonic()
+                self._tell_of(stages, time.monotonic() - stopped_s, was_loss)
+                was_loss = await self._until_changed()
+                stopped_s = time.monotonic()
+            else:
+                was_loss = self.ready.done()
             self._is_serving = False
+
+    def _tell_of(self, stages: list[Stage], stopped_s: float, was_loss: bool) -> None:
+        """That steps run again, which none did for `stopped_s`."""
+        chain = chain_of(stages)
+        logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
+        if was_loss:
+            self._events.note_recovery(chain, stopped_s)
+        else:
+            self._events.note("planned", chain)
 
     async def _seat(self) -> list[Stage]:
         """Stages whose peers are here and have loaded them."""
         while True:
             seats = self._seats()
             if seats is not None and (stages := self._loaded(seats)) is not None:
+                self._waiting = None
                 return stages
+            connected = self._members.connected()
+            num_fit = sum(map(self._is_fit, connected))
+            self._waiting = why_waiting(connected, num_fit, 1 if self._stages else self._num_stages, seats)
             await self._members.wait_for_change(_RETRY_S)
 
     def _seats(self) -> list[Seat] | None:
@@ -129,7 +153,7 @@ class Pipeline:
             member = self._members[PeerId(str(seat.peer))]
             config = self._present_config(seat) or self._config(seat.layers)
             if config in member.loaded:
-                stages.append(Stage(config, member.peer_id, member.boot))
+                stages.append(Stage(config, member.peer_id, member.boot, member.loaded[config]))
             elif config not in member.asked:
                 member.ask(Load(config=config))
             if config in member.refused:
@@ -139,7 +163,7 @@ class Pipeline:
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
         held = [self._stages.index(stage) if stage in self._stages else None for stage in stages]
-        infos = [self._members[stage.peer_id].loaded[stage.config] for stage in stages]
+        infos = [stage.info for stage in stages]
         if self._log is None:
             self._info = merge(infos)
             max_tokens = self._whole.max_num_batched_tokens
@@ -189,16 +213,20 @@ class Pipeline:
                 step=msgspec.Raw(msgspec.msgpack.encode(numbered.step)),
             )
             first.send_frame(b"".join(encode_frame(STEP, header)))
+            self._rebuilt_tokens_total += numbered.step.num_tokens if numbered.is_rebuild else 0
 
-    async def _until_changed(self) -> None:
+    async def _until_changed(self) -> bool:
         """Return as soon as a stage is no use any more, or more peers than there are stages could take part.
 
-        Meanwhile peers without a seat make themselves ready, also those that come later.
+        Whether it was a loss. Meanwhile peers without a seat make themselves ready, also those that come later.
         """
         self._have_forgotten()
-        while not self._blame_lost() and not self._can_grow():
+        while not self._can_grow():
+            if self._blame_lost():
+                return True
             self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
+        return False
 
     def _can_grow(self) -> bool:
         """Whether the model can be divided over more peers, who have loaded their layers. They are asked to."""
@@ -215,6 +243,7 @@ class Pipeline:
             if reason is not None:
                 is_lost = True
                 logger.warning("%s is lost: it %s", stage.peer_id, reason)
+                self._events.note("suspected", f"it {reason}", stage.peer_id)
                 self._members[stage.peer_id].blame(reason)
         return is_lost
 
@@ -246,18 +275,3 @@ class Pipeline:
     def _configs(self) -> list[StageConfig]:
         """The stages as a peer would have to load them that takes the place of another."""
         return [self._config((stage.config.begin, stage.config.end)) for stage in self._stages]
-
-
-def merge(infos: list[ExecutorInfo]) -> ExecutorInfo:
-    """What an executor over these stages tells of itself."""
-    first = infos[0]
-    numerics = list(dict.fromkeys(info.numerics for info in infos))
-    return replace(
-        first,
-        num_blocks=min(info.num_blocks for info in infos),
-        weight_bytes=sum(info.weight_bytes for info in infos),
-        kv_block_bytes=sum(info.kv_block_bytes for info in infos),
-        load_s=max(info.load_s for info in infos),
-        numerics=numerics[0] if len(numerics) == 1 else "|".join(info.numerics for info in infos),
-        num_ranks=len(infos),
-    )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.messages import (
     CONTROL,
@@ -55,6 +56,7 @@ class Reception:
         beat_s: float,
         on_result: Callable[[PeerId, Result], None],
         on_loading: Callable[[PeerId, Loading], None],
+        events: EventLog,
     ) -> None:
         self._authority = authority
         self._tokens = tokens
@@ -63,6 +65,7 @@ class Reception:
         self._beat_s = beat_s
         self._on_result = on_result
         self._on_loading = on_loading
+        self._events = events
 
     def app(self, max_body_bytes: int) -> PeerApp:
         return PeerApp(
@@ -86,10 +89,12 @@ class Reception:
             await asyncio.to_thread(self._tokens.redeem, request.token, now)
         except JoinRefused as refusal:
             logger.warning("a machine was refused: %s", refusal)
+            self._events.note("refused", str(refusal))
             return Reply.refusal(403, str(refusal))
         except (msgspec.DecodeError, InvalidSigningRequest, InvalidPeerId, InvalidHost) as error:
             return Reply.refusal(400, str(error))
         logger.info("%s joined the cluster", peer_id)
+        self._events.note("joined", f"as {request.name}", peer_id)
         return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
 
     async def _renew(self, caller: PeerId | None, body: bytes) -> Reply:
@@ -115,6 +120,7 @@ class Reception:
         if member.outbound is outbound:
             member.outbound = member.endpoint = None
             logger.info("%s is gone", caller)
+            self._events.note("gone", "its link has ended", caller)
             self._members.changed.set()
 
     async def _report(self, caller: PeerId | None, body: bytes) -> Reply:
@@ -137,7 +143,7 @@ class Reception:
                 self._on_result(member.peer_id, message)
                 return Reply()
             case Beat():
-                member.busy_s = message.busy_s
+                member.take_beat(message)
                 return Reply()
             case Hello():
                 return self._greet(member, message)
@@ -149,14 +155,17 @@ class Reception:
                 logger.info("%s has loaded [%d, %d)", member.peer_id, message.config.begin, message.config.end)
             case LoadFailed():
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
+                self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
                 member.refused[message.config] = message.reason
             case Fenced():
                 member.fenced = max(member.fenced, message.epoch)
             case FenceFailed(reason=reason):
                 logger.error("%s cannot serve its layers: %s", member.peer_id, reason)
+                self._events.note("failed", f"cannot serve its layers: {reason}", member.peer_id)
                 member.blame(reason)
             case EdgeDown():
                 logger.warning("%s: %s", member.peer_id, message.reason)
+                self._events.note("failed", f"cannot reach the next stage: {message.reason}", member.peer_id)
                 self._members[PeerId(message.successor)].blame(message.reason)
         self._members.changed.set()
         return Reply()
@@ -168,8 +177,10 @@ class Reception:
             )
         others = [other for other in self._members.connected() if other is not member]
         if len(others) >= self._max_peers:
+            self._events.note("refused", f"as many as {self._max_peers} peers are here", member.peer_id)
             return Reply.refusal(403, f"coordinator.max_workers is {self._max_peers}, and as many peers are here")
         member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
         self._members.changed.set()
         logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)
+        self._events.note("connected", f"at {hello.endpoint.host}:{hello.endpoint.port}", member.peer_id)
         return Reply()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -185,10 +186,20 @@ class Peer:
 
     async def _beat(self, uplink: Http2Client, every_s: float) -> None:
         """Beats come from where steps are handed out, and say how long the present one has been computed."""
+        device = resolve_device(self._here.device)
+        round_trip_s: float | None = None
         while True:
+            beat = Beat(
+                boot=self._boot,
+                busy_s=self._runner.busy_s,
+                work=self._runner.work,
+                free_bytes=measure_free_bytes(device),
+                round_trip_s=round_trip_s,
+            )
+            sent_s = time.monotonic()
             with contextlib.suppress(Unreachable):
-                beat = Beat(boot=self._boot, busy_s=self._runner.busy_s)
                 await uplink.post("/v1/report", _frame(beat), 2 * every_s + 1.0)
+                round_trip_s = time.monotonic() - sent_s
             await asyncio.sleep(every_s)
 
     def _take(self, frame: Frame) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distllm.engine.interface import StepInput, StepOutput
 from distllm.engine.pipeline.delivery import Refused, Status, deliver
-from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, StepHeader
+from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, StepHeader, Work
 from distllm.engine.pipeline.peer.stage import Stage, nothing_of
 from distllm.engine.pipeline.protocol.stage_ledger import StageLedger, Verdict
 from distllm.engine.pipeline.transport.client import Http2Client
@@ -63,6 +63,7 @@ class StepRunner:
         self._arrived = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._began_s: float | None = None
+        self.work = Work()
 
     @property
     def busy_s(self) -> float:
@@ -100,7 +101,7 @@ class StepRunner:
         epoch = self._epoch
         assert epoch is not None
         loop = asyncio.get_running_loop()
-        self._began_s = time.monotonic()
+        began_s = self._began_s = time.monotonic()
         try:
             output = await loop.run_in_executor(self._compute, _compute, epoch, header, activations)
         except Exception as error:
@@ -109,6 +110,8 @@ class StepRunner:
             return
         finally:
             self._began_s = None
+        if _computes(epoch, header):
+            self._count(num_steps=1, compute_s=time.monotonic() - began_s)
         sending = asyncio.create_task(self._hand_on(epoch, header, output))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
@@ -124,11 +127,19 @@ class StepRunner:
             self._report(EdgeDown(epoch=header.epoch, successor=successor, reason=reason))
 
         frame = b"".join(encode_frame(STEP, header, [output]))
+        began_s = time.monotonic()
         try:
             is_wanted = partial(self._is_current, header)
             await deliver(epoch.successor, "/v1/step", frame, is_wanted, on_unreachable)
         except Refused as error:
             on_unreachable(str(error))
+        else:
+            self._count(num_sent=1, sent_bytes=len(frame), send_s=time.monotonic() - began_s)
+
+    def _count(self, **more: float) -> None:
+        """Add to the counters of `work`."""
+        sums = {name: getattr(self.work, name) + value for name, value in more.items()}
+        self.work = msgspec.structs.replace(self.work, **sums)
 
     def _is_current(self, header: StepHeader) -> bool:
         return header.epoch == self.epoch
@@ -136,9 +147,13 @@ class StepRunner:
 
 def _compute(epoch: Epoch, header: StepHeader, activations: Tensor | None) -> "Tensor | StepOutput":
     step = _decode_step.decode(header.step)
-    number = epoch.fence.number
-    if header.first_stage <= number <= header.last_stage:
+    if _computes(epoch, header):
         return epoch.stage.run(step, activations, is_rebuild=header.is_rebuild)
-    if number == header.first_stage - 1:
+    if epoch.fence.number == header.first_stage - 1:
         return epoch.stage.recall(step)
     return nothing_of(step) if epoch.fence.successor is None else _NO_ACTIVATIONS
+
+
+def _computes(epoch: Epoch, header: StepHeader) -> bool:
+    """Whether a step is for this stage, and does not only come by in its turn."""
+    return header.first_stage <= epoch.fence.number <= header.last_stage

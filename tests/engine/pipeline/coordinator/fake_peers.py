@@ -43,6 +43,7 @@ class FakePeer:
         self.fences: list[Fence] = []
         self.steps: list[StepHeader] = []
         self.refuses_loading: str | None = None
+        self.is_loading = False  # until told otherwise
         self.withholds = False
         self._tasks: list[asyncio.Task[None]] = []
         self.connect("boot-1")
@@ -85,6 +86,8 @@ class FakePeer:
         match frame.header(_decode_message):
             case Load(config=config):
                 self.loads.append(config)
+                if self.is_loading:
+                    return
                 if self.refuses_loading is None:
                     member.loaded[config] = self._info(config)
                 else:

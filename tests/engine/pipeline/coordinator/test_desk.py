@@ -13,7 +13,6 @@ from distllm.engine.pipeline.transport.client import Address, Http2Client, Unrea
 from tests.engine.pipeline.conftest import joined
 from tests.engine.pipeline.waiting import TIMEOUT_S, until
 
-
 LIFETIME = timedelta(seconds=152)
 """Two thirds of it, which begins five minutes ago, are over in a second and a half."""
 

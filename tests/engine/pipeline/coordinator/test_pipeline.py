@@ -7,6 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
+from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from tests.engine.pipeline.coordinator.fake_peers import TOKEN, WHOLE, FakePeer
@@ -20,7 +21,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.members = Members()
-        self.pipeline = Pipeline(self.members, WHOLE, 2, SILENCE_S)
+        self.pipeline = Pipeline(self.members, WHOLE, 2, SILENCE_S, EventLog())
         self.running = asyncio.create_task(self.pipeline.run())
         self._next_step = 0
 

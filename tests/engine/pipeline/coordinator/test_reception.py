@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
@@ -30,9 +31,12 @@ class Coordinator:
     def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
         self.members = Members()
         self.results: list[tuple[PeerId, Result]] = []
-        reception = Reception(
-            authority, tokens, self.members, 2, 0.25, lambda *result: self.results.append(result), lambda *_: None
-        )
+        self.events = EventLog()
+
+        def note(peer_id: PeerId, result: Result) -> None:
+            self.results.append((peer_id, result))
+
+        reception = Reception(authority, tokens, self.members, 2, 0.25, note, lambda *_: None, self.events)
         self.app: PeerApp = reception.app(MAX_BYTES)
 
     async def join(self, request: JoinRequest) -> Reply:

@@ -1,0 +1,51 @@
+"""What has happened in the cluster, for people: joins, losses, recoveries."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+
+from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent, EventKind
+
+_MAX_EVENTS = 100
+_MAX_TEXT_LEN = 300
+
+
+class EventLog:
+    """The latest events. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._events: deque[ClusterEvent] = deque(maxlen=_MAX_EVENTS)
+        self._has_news = asyncio.Event()
+        self.recoveries_total = 0
+        self.recovery_s_total = 0.0
+        self.last_recovery_s: float | None = None
+
+    def note(self, kind: EventKind, text: str, peer_id: str | None = None) -> None:
+        """`text` may be a peer's words: what is too long or no text is left out."""
+        self._add(ClusterEvent(time.time(), kind, printable(text), peer_id))
+
+    def note_recovery(self, text: str, duration_s: float) -> None:
+        self.recoveries_total += 1
+        self.recovery_s_total += duration_s
+        self.last_recovery_s = duration_s
+        self._add(ClusterEvent(time.time(), "recovered", printable(text), duration_ms=1000 * duration_s))
+
+    def recent(self) -> list[ClusterEvent]:
+        """The newest first."""
+        return list(reversed(self._events))
+
+    async def wait_for_news(self, timeout_s: float) -> None:
+        """Return when something has happened since this last returned, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_news.wait(), timeout_s)
+        self._has_news.clear()
+
+    def _add(self, event: ClusterEvent) -> None:
+        self._events.append(event)
+        self._has_news.set()
+
+
+def printable(text: str) -> str:
+    """A short line of somebody else's text."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_TEXT_LEN])

@@ -1,0 +1,112 @@
+"""Looks at the coordinator's books, and tells of them. Changes nothing."""
+
+import asyncio
+import time
+from itertools import pairwise
+
+from distllm.engine.pipeline.coordinator.events import EventLog, printable
+from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.snapshot import (
+    ClusterSnapshot,
+    LinkSnapshot,
+    OnCluster,
+    PeerSnapshot,
+    PeerState,
+    StageSnapshot,
+)
+from distllm.engine.pipeline.coordinator.stage import Stage
+from distllm.engine.pipeline.coordinator.status import PipelineStatus
+from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.security.peer_id import PeerId
+
+_EVERY_S = 1.0
+_GONE_SHOWN_S = 600.0
+"""How long a peer that has gone is still told of."""
+
+
+class Observer:
+    """Of one coordinator, in its event loop."""
+
+    def __init__(
+        self, members: Members, pipeline: Pipeline, whole: StageConfig, num_stages: int, events: EventLog
+    ) -> None:
+        self._members = members
+        self._num_layers, self._num_stages = whole.num_layers, num_stages
+        self._pipeline = pipeline
+        self._events = events
+
+    async def report_forever(self, on_cluster: OnCluster) -> None:
+        """Tell of the cluster about once a second, and whenever something happens."""
+        while True:
+            await asyncio.to_thread(on_cluster, self.observe())  # a front end that is slow to read stops no beat
+            await self._events.wait_for_news(_EVERY_S)
+
+    def observe(self) -> ClusterSnapshot:
+        events, status = self._events, self._pipeline.status
+        stages = status.stages
+        return ClusterSnapshot(
+            time_s=time.time(),
+            epoch=status.epoch,
+            is_serving=status.is_serving,
+            waiting=None if status.waiting is None else printable(status.waiting),
+            num_stages=self._num_stages,
+            num_layers=self._num_layers,
+            num_in_flight=status.num_in_flight,
+            rebuilt_tokens_total=status.rebuilt_tokens_total,
+            recoveries_total=events.recoveries_total,
+            recovery_s_total=events.recovery_s_total,
+            last_recovery_s=events.last_recovery_s,
+            stages=[self._stage(stage) for stage in stages],
+            peers=[self._peer(member, status) for member in self._members.heard_since(_GONE_SHOWN_S)],
+            links=[self._link(source.peer_id, target.peer_id) for source, target in pairwise(stages)],
+            events=events.recent(),
+        )
+
+    def _stage(self, stage: Stage) -> StageSnapshot:
+        member = self._members[stage.peer_id]
+        return StageSnapshot(
+            peer_id=stage.peer_id,
+            begin=stage.config.begin,
+            end=stage.config.end,
+            numerics=printable(stage.info.numerics),
+            num_blocks=stage.info.num_blocks,
+            kv_block_bytes=stage.info.kv_block_bytes,
+            weight_bytes=stage.info.weight_bytes,
+            step_s=member.workload.step_s,
+        )
+
+    def _peer(self, member: Member, status: PipelineStatus) -> PeerSnapshot:
+        peers = [stage.peer_id for stage in status.stages]
+        seat = peers.index(member.peer_id) if member.peer_id in peers else None
+        endpoint, workload = member.endpoint, member.workload
+        return PeerSnapshot(
+            peer_id=member.peer_id,
+            address="" if endpoint is None else f"{printable(endpoint.host)}:{endpoint.port}",
+            state=_state(member, status.is_serving and seat is not None),
+            stage=seat,
+            loaded=sorted((config.begin, config.end) for config in member.loaded),
+            trouble=None if member.trouble is None else printable(member.trouble),
+            beat_age_s=member.silent_s,
+            busy_s=member.busy_s,
+            free_bytes=member.free_bytes,
+            step_s=workload.step_s,
+            round_trip_s=workload.round_trip_s,
+            steps_total=workload.work.num_steps,
+            compute_s_total=workload.work.compute_s,
+            sent_bytes_total=workload.work.sent_bytes,
+        )
+
+    def _link(self, source: PeerId, target: PeerId) -> LinkSnapshot:
+        workload = self._members[source].workload
+        return LinkSnapshot(
+            source=source, target=target, frame_s=workload.frame_s, bytes_per_s=workload.bytes_per_s
+        )
+
+
+def _state(member: Member, is_serving: bool) -> PeerState:
+    if not member.is_connected:
+        return "gone"
+    if is_serving:
+        return "serving"
+    return "spare" if member.loaded else "joining"

@@ -1,0 +1,1 @@
+"""What people watch: the page of a cluster, and what Prometheus and Grafana are provisioned with."""
