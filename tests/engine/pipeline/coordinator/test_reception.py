@@ -31,7 +31,7 @@ class Coordinator:
         self.members = Members()
         self.results: list[Result] = []
         reception = Reception(authority, tokens, self.members, 2, 0.25, self.results.append, lambda *_: None)
-        self.app: PeerApp = reception.app(MAX_BYTES)
+        self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
         return await self.app.open_posts["/v1/join"](None, msgspec.msgpack.encode(request))
