@@ -117,6 +117,10 @@ class Cluster:
         *_, (digits, port) = re.findall(rf" {name}-([0-9a-f]{{4}}) is here, at \S+:(\d+)", self.log())
         return Address(PeerId(f"{name}-{digits}"), LOOPBACK, int(port))
 
+    def cache_of(self, name: str) -> Path:
+        """Where a peer keeps weights that were sent to it."""
+        return self.directory / f"{name}-weights"
+
     def log(self) -> str:
         """What `distllm serve` has printed."""
         return (self.directory / "serve.log").read_text(errors="replace")
@@ -146,7 +150,8 @@ class Cluster:
             address = (LOOPBACK, uplink.port)
             places += ["--port", str(inbound.port), "--listen", f"{LOOPBACK}:{own_port}"]
         words = ["--join", f"{address[0]}:{address[1]}", *join, *places, "--name", name, "--state", str(state_dir)]
-        words += [*(["--model", self.model] if self.model else []), "--num-threads", "1", *arguments]
+        words += ["--cache", str(self.cache_of(name)), "--num-threads", "1"]
+        words += [*(["--model", self.model] if self.model else []), *arguments]
         log = self.directory / f"{name}.log"
         process = _start(["peer", *words], log)
         self.peers[name] = PeerProcess(name, process, log, state_dir, uplink, inbound)

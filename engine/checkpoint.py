@@ -211,7 +211,14 @@ def present_files(directory: Path, names: Iterable[str]) -> list[Path]:
 
 
 def read_header(shard: Path) -> list[StoredTensor]:
-    """The tensors of one safetensors file, after checking that the file is as long as its header says.
+    """The tensors of one safetensors file, as `locate_tensors` finds them."""
+    return [tensor for tensor, _ in locate_tensors(shard)]
+
+
+def locate_tensors(shard: Path) -> list[tuple[StoredTensor, int]]:
+    """The tensors of one safetensors file and where in it the bytes of each begin.
+
+    Raises CheckpointError unless the file is as long as its header says.
 
     The file is: header length (8 bytes, little endian) | header (JSON) | tensor bytes.
     """
@@ -226,17 +233,18 @@ def read_header(shard: Path) -> list[StoredTensor]:
             header = json.loads(file.read(header_bytes))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{shard} cannot be read: {error}") from None
-    tensors = _parse_header(header, shard)
-    expected_bytes = 8 + header_bytes + sum(tensor.num_bytes for tensor in tensors)
+    located = _parse_header(header, shard)
+    expected_bytes = 8 + header_bytes + sum(tensor.num_bytes for tensor, _ in located)
     if file_bytes != expected_bytes:
         fault = "cut short" if file_bytes < expected_bytes else "too long"
         raise CheckpointError(
             f"{shard} is {fault}: it has {file_bytes} bytes, its header speaks of {expected_bytes}; fetch it again"
         )
-    return tensors
+    return [(tensor, 8 + header_bytes + begin) for tensor, begin in located]
 
 
-def _parse_header(header: object, shard: Path) -> list[StoredTensor]:
+def _parse_header(header: object, shard: Path) -> list[tuple[StoredTensor, int]]:
+    """The tensors, and where each begins behind the header."""
     if not isinstance(header, dict):
         raise CheckpointError(f"{shard} has a header that is not an object")
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -249,7 +257,7 @@ def _parse_header(header: object, shard: Path) -> list[StoredTensor]:
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{shard} has a malformed header; fetch it again") from None
     _check_spans(tensors, spans, shard)
-    return tensors
+    return [(tensor, spans[tensor.name][0]) for tensor in tensors]
 
 
 def _check_spans(tensors: list[StoredTensor], spans: dict[str, tuple[int, ...]], shard: Path) -> None:

@@ -2,10 +2,8 @@
 
 import logging
 import sys
-from typing import NoReturn
 
-from tqdm import tqdm
-
+from distllm.engine.progress_bar import ProgressBar
 from distllm.scheduler.messages import Loading
 
 logger = logging.getLogger("distllm.server")
@@ -16,23 +14,14 @@ class LoadingBar:
 
     def __init__(self) -> None:
         self._activity = ""
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar = ProgressBar()
 
     def __call__(self, progress: Loading) -> None:
-        if progress.activity != self._activity:
-            self.close()
-            self._activity = progress.activity
-            self._begin(progress.activity)
-        if self._bar is not None:
-            self._bar.update(100 * progress.fraction - self._bar.n)
-
-    def _begin(self, activity: str) -> None:
         if sys.stderr.isatty():
-            self._bar = tqdm(total=100, desc=activity, bar_format="{desc}: {percentage:3.0f}% |{bar}|")
-        else:
-            logger.info("%s", activity)
+            self._bar.show(progress.activity, progress.fraction)
+        elif progress.activity != self._activity:
+            logger.info("%s", progress.activity)
+        self._activity = progress.activity
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()

@@ -13,7 +13,6 @@ import msgspec
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
-from distllm.engine.embedded import checkpoint_path
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
@@ -23,6 +22,7 @@ from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import COORDINATOR
 from distllm.engine.pipeline.security.state_dir import ClusterStateError, default_peer_dir
 from distllm.engine.pipeline.transport.client import Address, Unreachable
+from distllm.engine.pipeline.weights.folders import WeightFolders, default_cache_dir
 from distllm.engine.python_command import python_command
 from distllm.server.config import InvalidSettings
 
@@ -39,7 +39,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
         host = arguments.host or own_address(coordinator)
-        model = checkpoint_path() if arguments.model is None else resolve(arguments.model, None)
+        weights = _weight_folders(arguments.model, arguments.cache, directory)
         if arguments.token is not None:
             name = peer_name(arguments.name or socket.gethostname())
             asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
@@ -53,11 +53,12 @@ def run_peer(arguments: argparse.Namespace) -> int:
         coordinator=coordinator,
         directory=str(directory.absolute()),
         here=EngineConfig(
-            model=str(Path(model).absolute()),
+            model="",
             device=arguments.device,
             num_threads=arguments.num_threads,
             kv_cache_bytes=kv_cache_bytes,
         ),
+        weights=weights,
         host=host,
         port=arguments.port,
         listen=listen,
@@ -66,6 +67,15 @@ def run_peer(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     command = python_command("distllm.engine.pipeline.peer.main", msgspec.json.encode(start).decode())
     return os.execv(command[0], command)
+
+
+def _weight_folders(model: str | None, cache: Path | None, state: Path) -> WeightFolders:
+    """Where weights come from, or go to. Raises ModelNotFound or ClusterStateError."""
+    return WeightFolders(
+        copy=None if model is None else str(resolve(model).absolute()),
+        cache=str((default_cache_dir() if cache is None else cache.expanduser()).absolute()),
+        hashes=str((state / "hashes").absolute()),
+    )
 
 
 async def _join(coordinator: Address, token: str, name: str, hosts: list[str], directory: Path) -> None:

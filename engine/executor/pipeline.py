@@ -16,16 +16,21 @@ from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.loading import load_config
 from distllm.engine.pipeline.coordinator.desk import Desk
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.holders import Holders
+from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.observer import Observer
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.coordinator.snapshot import OnCluster
-from distllm.engine.pipeline.messages import Loading, StageConfig
+from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
-from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.security.state_dir import make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.pipeline.weights.hash_store import HashStore
+from distllm.engine.pipeline.weights.manifest import fingerprint_of, make_manifest
+from distllm.engine.pipeline.weights.source import Holding, WeightSource
 from distllm.engine.progress import OnLost, Progress
 
 logger = logging.getLogger("distllm.pipeline")
@@ -66,13 +71,17 @@ def start_pipeline(
     Raises CheckpointError, ClusterStateError, ValueError or OSError, each with one line for the operator.
     """
     assert config.cluster is not None
-    settings, whole = config.cluster, describe_model(config)
+    settings = config.cluster
+    hashes = HashStore(make_private_dir(Path(settings.state_dir)) / "hashes")
+    manifest, places = make_manifest(Path(config.model), hashes, on_progress)
+    holding = Holding(manifest.encode(), places)
+    whole = describe_model(config, fingerprint_of(holding.manifest))
     started: Future[PipelineExecutor] = Future()
 
     def run() -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        coordinating = loop.create_task(_coordinate(settings, whole, on_progress, on_cluster, started))
+        coordinating = loop.create_task(_coordinate(settings, whole, holding, on_progress, on_cluster, started))
         coordinating.add_done_callback(lambda task: _end(task, started, on_lost))
         loop.run_forever()
 
@@ -94,6 +103,7 @@ def _end(task: "asyncio.Task[None]", started: "Future[PipelineExecutor]", on_los
 async def _coordinate(
     settings: ClusterSettings,
     whole: StageConfig,
+    holding: Holding,
     on_progress: Progress,
     on_cluster: OnCluster,
     started: "Future[PipelineExecutor]",
@@ -103,15 +113,13 @@ async def _coordinate(
     members, events = Members(), EventLog()
     pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s, events)
     observer = Observer(members, pipeline, whole, settings.num_stages, events)
-
-    def on_loading(peer_id: PeerId, loading: Loading) -> None:
-        on_progress(f"{peer_id}: {loading.activity}", loading.done)
-
     tokens = TokenStore(state_dir, authority.fingerprint)
+    on_loading = LoadingFocus(on_progress)
     reception = Reception(
         authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading, events
     )
-    app = reception.app(settings.max_message_bytes)
+    source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
+    app = reception.app(settings.max_message_bytes, {**source.posts, **Holders(members).posts})
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
     port = await desk.open()
     logger.info("peers may join at %s:%d", settings.host, port)
@@ -133,14 +141,14 @@ async def _coordinate(
         reporting.cancel()
 
 
-def describe_model(config: EngineConfig) -> StageConfig:
-    """The whole model as one stage. Raises CheckpointError or ValueError."""
+def describe_model(config: EngineConfig, fingerprint: str) -> StageConfig:
+    """The whole model as one stage; `fingerprint` is of its manifest. Raises CheckpointError or ValueError."""
     path = Path(config.model)
     checkpoint = open_checkpoint(path)
     text = load_config(checkpoint).get_text_config()
     return StageConfig(
         model=path.name,
-        fingerprint="",
+        fingerprint=fingerprint,
         begin=0,
         end=text.num_hidden_layers,
         num_layers=text.num_hidden_layers,

@@ -57,7 +57,7 @@ class SafetensorsFile:
         self._planned = iter(planned)
         self._digest = hashlib.sha256()
         self._file = path.open("wb")
-        self._write(_header(planned, metadata))
+        self._write(encode_header(planned, metadata))
 
     def __enter__(self) -> Self:
         return self
@@ -98,8 +98,8 @@ def write_safetensors(path: Path, planned: Sequence[PlannedTensor], tensors: Ite
             file.append(tensor)
 
 
-def _header(planned: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
-    """With its length before it, and filled up to a multiple of eight bytes."""
+def encode_header(planned: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """A file's beginning: the length of its header, and the header, filled up to a multiple of eight bytes."""
     entries: dict[str, object] = {"__metadata__": metadata}
     begin = 0
     for plan in planned:

@@ -6,8 +6,9 @@ from typing import Any
 
 _EPILOG = """\
 examples:
-  distllm peer --join gpu-1:5555 --token T --model ./my-checkpoint    join, and serve layers of the model
-  distllm peer --join gpu-1:5555 --model ./my-checkpoint              again, once this machine has joined
+  distllm peer --join gpu-1:5555 --token T                  join, have layers of the model sent, and serve them
+  distllm peer --join gpu-1:5555                            again, once this machine has joined
+  distllm peer --join gpu-1:5555 --model ./my-checkpoint    with a copy of the model that is here already
 
 A token is printed by `distllm token` where the coordinator runs.
 """
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
     )
     peer.add_argument("--join", required=True, metavar="HOST:PORT", help="address of the coordinator")
     peer.add_argument("--token", help="one-time token, to join for the first time")
-    peer.add_argument("--model", help="checkpoint directory or hub name (default: the embedded model)")
+    peer.add_argument("--model", help="copy of the model, a directory or hub name (default: its weights are sent)")
     peer.add_argument("--name", help="what this peer is called (default: the name of this machine)")
     peer.add_argument("--host", help="address under which other peers reach this machine (default: found out)")
     peer.add_argument("--port", type=int, default=0, help="port for other peers (default: any free one)")
@@ -37,6 +38,12 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="DIR",
         help="folder of this peer's certificate (default: ~/.local/state/distllm/peer)",
+    )
+    peer.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder of weights that were sent (default: ~/.cache/distllm/weights)",
     )
     peer.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where layers run")
     peer.add_argument(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -33,7 +33,7 @@ from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import InvalidPeerId, PeerId, parse_peer_id
 from distllm.engine.pipeline.security.signing_request import InvalidSigningRequest
 from distllm.engine.pipeline.security.token_store import TokenStore
-from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Reply
+from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply
 from distllm.engine.pipeline.wire.frame import decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 
@@ -67,10 +67,11 @@ class Reception:
         self._on_loading = on_loading
         self._events = events
 
-    def app(self, max_body_bytes: int) -> PeerApp:
+    def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
+        """With `other_posts` for callers that are known."""
         return PeerApp(
             max_body_bytes,
-            posts={"/v1/report": self._report, "/v1/renew": self._renew},
+            posts={"/v1/report": self._report, "/v1/renew": self._renew, **other_posts},
             open_posts={"/v1/authority": self._tell_authority, "/v1/join": self._join},
             streams={"/v1/link": self._open_link},
             on_stream_end=self._close_link,

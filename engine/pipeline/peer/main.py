@@ -17,6 +17,7 @@ async def serve(start: PeerStart) -> str:
         start.coordinator,
         Path(start.directory),
         start.here,
+        start.weights,
         start.host,
         start.port,
         start.listen or (start.host, start.port),

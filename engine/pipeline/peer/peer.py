@@ -8,7 +8,6 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,8 @@ from distllm.engine.pipeline.messages import (
     Welcome,
 )
 from distllm.engine.pipeline.peer.joining import renew
-from distllm.engine.pipeline.peer.stage import Stage, load_stage
+from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
+from distllm.engine.pipeline.peer.stage import Stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.identity import InvalidIdentity
@@ -53,6 +53,9 @@ from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
 from distllm.engine.pipeline.transport.server import Http2Server
+from distllm.engine.pipeline.weights.folders import WeightFolders
+from distllm.engine.pipeline.weights.source import WeightSource
+from distllm.engine.pipeline.weights.stage_weights import StageWeights
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
@@ -66,7 +69,7 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
-    """`directory` holds its identity; `here` says what its stages are loaded from and run on.
+    """`directory` holds its identity, `weights` say what its stages are loaded from, `here` what they run on.
 
     It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
     """
@@ -76,6 +79,7 @@ class Peer:
         coordinator: Address,
         directory: Path,
         here: EngineConfig,
+        weights: WeightFolders,
         host: str,
         port: int,
         listen: tuple[str, int],
@@ -93,7 +97,8 @@ class Peer:
         self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
-        self._stages: dict[StageConfig, Stage] = {}
+        self._weights = StageWeights(weights, coordinator, self._connect, self._compute)
+        self._stages = LoadedStages(self._weights, here, self._compute)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
         self._uplink: Http2Client | None = None
         self._successors: dict[PeerId, Http2Client] = {}
@@ -116,7 +121,8 @@ class Peer:
             self._compute.shutdown(wait=False, cancel_futures=True)
 
     async def _start_listening(self) -> None:
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step}, {}, {})
+        source = WeightSource(self._weights.find_holding, self._max_bytes)
+        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts}, {}, {})
         host, port = self._listen
         self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
         self._listen = (host, await self._server.start())
@@ -155,8 +161,8 @@ class Peer:
 
     async def _follow_coordinator(self) -> None:
         """Hold a connection to the coordinator until it breaks."""
-        link = await Http2Client.open(self._coordinator, self._identity)
-        self._uplink = await Http2Client.open(self._coordinator, self._identity)
+        link = await self._connect(self._coordinator)
+        self._uplink = await self._connect(self._coordinator)
         beating: asyncio.Task[None] | None = None
         try:
             decoder = StreamDecoder(self._max_bytes)
@@ -214,7 +220,7 @@ class Peer:
             case Load(config=config):
                 self._begin(self._load(config))
             case Keep(configs=configs):
-                self._stages = {config: stage for config, stage in self._stages.items() if config in configs}
+                self._stages.keep(configs)
             case Fence():
                 self._begin(self._join_epoch(message))
             case Dismiss(reason=reason):
@@ -236,23 +242,19 @@ class Peer:
 
     async def _load(self, config: StageConfig) -> None:
         try:
-            await self._loaded_stage(config)
+            stage = await self._loaded_stage(config)
         except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
-            await self._tell(LoadFailed(config=config, reason=str(error) or type(error).__name__))
+            reason = str(error) or type(error).__name__
+            logger.error("layers %d to %d cannot be loaded: %s", config.begin, config.end - 1, reason)
+            await self._tell(LoadFailed(config=config, reason=reason))
         else:
-            await self._tell(Loaded(config=config, info=self._stages[config].info))
+            await self._tell(Loaded(config=config, info=stage.info))
 
     async def _loaded_stage(self, config: StageConfig) -> Stage:
-        loop = asyncio.get_running_loop()
-
         def on_progress(activity: str, done: float) -> None:
-            message = Loading(config=config, activity=activity, done=done)
-            loop.call_soon_threadsafe(lambda: self._begin(self._tell(message)))
+            self._begin(self._tell(Loading(config=config, activity=activity, done=done)))
 
-        if config not in self._stages:
-            load = partial(load_stage, config, self._here, on_progress)
-            self._stages[config] = await loop.run_in_executor(self._compute, load)
-        return self._stages[config]
+        return await self._stages.get(config, on_progress)
 
     async def _join_epoch(self, fence: Fence) -> None:
         try:
@@ -265,6 +267,9 @@ class Peer:
         self._runner.begin_epoch(Epoch(fence, stage, successor))
         await self._tell(Fenced(epoch=fence.epoch))
 
+    async def _connect(self, address: Address) -> Http2Client:
+        return await Http2Client.open(address, self._identity)
+
     async def _client_of(self, endpoint: Endpoint) -> Http2Client:
         peer_id = PeerId(endpoint.peer_id)
         address = Address(peer_id, endpoint.host, endpoint.port)
@@ -272,7 +277,7 @@ class Peer:
         if known is None or known.address != address:
             if known is not None:
                 await known.close()
-            self._successors[peer_id] = await Http2Client.open(address, self._identity)
+            self._successors[peer_id] = await self._connect(address)
         return self._successors[peer_id]
 
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:

@@ -4,19 +4,21 @@ from dataclasses import dataclass
 
 from distllm.engine.config import EngineConfig
 from distllm.engine.pipeline.transport.client import Address
+from distllm.engine.pipeline.weights.folders import WeightFolders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStart:
-    """`directory` holds the identity, `here` says what stages are loaded from and run on.
+    """`directory` holds the identity, `weights` say what stages are loaded from, `here` what they run on.
 
-    Others reach the peer at `host`:`port`, or at the port that it listens on where `port` is 0. It listens there
-    too, unless `listen` is another host and port.
+    `here` leaves its model open. Others reach the peer at `host`:`port`, or at the port that it listens on where
+    `port` is 0. It listens there too, unless `listen` is another host and port.
     """
 
     coordinator: Address
     directory: str
     here: EngineConfig
+    weights: WeightFolders
     host: str
     port: int
     listen: tuple[str, int] | None = None

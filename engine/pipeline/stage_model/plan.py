@@ -1,16 +1,15 @@
 """Says what of a checkpoint a stage holds, and opens no file of it that holds nothing of that."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from distllm.engine.checkpoint import (
     INDEX_NAME,
     Checkpoint,
     CheckpointError,
-    StoredTensor,
     describe_checkpoint,
     find_shards,
     present_files,
@@ -42,6 +41,18 @@ def plan_stage(path: Path, layers: LayerRange) -> StagePlan:
     """
     if is_divided(path):
         raise CheckpointError(f"{path} was converted for several ranks; stages need what it came from")
+    files = stored_files(path)
+    parts, held = find_held(path, layers, files)
+    shards = present_files(path, (files[name] for name in held))
+    tensors = [tensor for shard in shards for tensor in read_header(shard) if tensor.name in held]
+    return StagePlan(layers, parts, describe_checkpoint(path, tensors))
+
+
+def find_held(path: Path, layers: LayerRange, stored: Iterable[str]) -> tuple[DecoderParts, set[str]]:
+    """What the model consists of, and which of the tensors `stored` a stage of `layers` holds.
+
+    Reads no more than config.json in directory `path`. Raises CheckpointError.
+    """
     described = Checkpoint(path, read_json(path / "config.json"), {})
     model = build_on_meta(described, load_config(described), torch.bfloat16)
     num_layers = model.config.get_text_config().num_hidden_layers
@@ -51,22 +62,14 @@ def plan_stage(path: Path, layers: LayerRange) -> StagePlan:
     place = PlaceFinder(model)
     parts = find_decoder_parts(model)
     held = parts.held_by(layers, names)
-    tensors = _held_tensors(described, model, place, held)
-    return StagePlan(layers, parts, describe_checkpoint(path, tensors))
-
-
-def _held_tensors(
-    described: Checkpoint, model: PreTrainedModel, place: PlaceFinder, held: set[str]
-) -> list[StoredTensor]:
-    """The stored tensors that become what is in `held`, by the headers of their files alone."""
-    index = described.path / INDEX_NAME
-    if index.is_file():
-        files = read_index(index)
-    else:
-        (shard,) = find_shards(described.path)
-        files = {tensor.name: shard.name for tensor in read_header(shard)}
-    owners = {name: place.parameter_of(name) for name in files}
+    owners = {name: place.parameter_of(name) for name in stored}
     refuse_unexpected(described, model, {name for name, owner in owners.items() if owner is None})
-    kept = {name for name, owner in owners.items() if owner in held}
-    shards = present_files(described.path, (files[name] for name in kept))
-    return [tensor for shard in shards for tensor in read_header(shard) if tensor.name in kept]
+    return parts, {name for name, owner in owners.items() if owner in held}
+
+
+def stored_files(path: Path) -> Mapping[str, str]:
+    """The name of the file that each stored tensor is in. Raises CheckpointError."""
+    if (path / INDEX_NAME).is_file():
+        return read_index(path / INDEX_NAME)
+    (shard,) = find_shards(path)
+    return {tensor.name: shard.name for tensor in read_header(shard)}

@@ -37,7 +37,7 @@ class Coordinator:
             self.results.append((peer_id, result))
 
         reception = Reception(authority, tokens, self.members, 2, 0.25, note, lambda *_: None, self.events)
-        self.app: PeerApp = reception.app(MAX_BYTES)
+        self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
         return await self.app.open_posts["/v1/join"](None, msgspec.msgpack.encode(request))

@@ -1,0 +1,70 @@
+"""Peers without a copy of the model are sent what they serve, once; one whose copy differs is told where."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks.cluster import Cluster
+from benchmarks.watched_streams import run_streams
+from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.embedded import checkpoint_path
+from tests.cluster.conftest import MODEL, asks, have
+
+CHANGED = "model.layers.4.mlp.up_proj.weight"
+
+
+def cached(cluster: Cluster, name: str) -> set[str]:
+    """The tensors that a peer has in its cache."""
+    (directory,) = cluster.cache_of(name).iterdir()
+    return set(open_checkpoint(directory).tensors)
+
+
+def test_a_stage_was_sent_its_layers_alone(cluster: Cluster) -> None:
+    have(cluster, 3)
+    first, last = (cached(cluster, name) for name in cluster.stages)
+    assert not any(name.startswith(("model.layers.3.", "model.layers.5.")) for name in first)
+    assert not any(name.startswith(("model.layers.0.", "model.layers.2.")) for name in last)
+    assert first | last == set(open_checkpoint(checkpoint_path()).tensors)
+
+
+def test_a_peer_that_is_started_again_is_sent_nothing(cluster: Cluster) -> None:
+    have(cluster, 3)
+    (spare,) = cluster.spares
+    log = cluster.peers[spare].log
+    assert "fetching layers" in log.read_text()
+    cluster.peers[spare].end()
+    num_characters = len(log.read_text())
+    cluster.start_peer(spare)
+    cluster.wait_until(
+        lambda: log.read_text()[num_characters:].count("packing the weights") == 2, "both are loaded"
+    )
+    assert "fetching" not in log.read_text()[num_characters:]
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Path:
+    """The model, but for one number."""
+    path = tmp_path / "changed"
+    shutil.copytree(checkpoint_path(), path)
+    tensors = load_file(path / "model.safetensors")
+    tensors[CHANGED][0, 0] += 1.0
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_copy_that_differs_is_refused_on_both_sides(cluster: Cluster, changed: Path) -> None:
+    have(cluster, 3)
+    peer = cluster.start_peer("dan", "--model", str(changed))
+    reason = f"{CHANGED} has the SHA-256"
+    try:
+        cluster.wait_until(lambda: reason in peer.log.read_text(), "the peer is refused")
+        cluster.wait_until(lambda: reason in cluster.log(), "the coordinator tells why")
+        assert "not the coordinator's model" in cluster.log()
+        (stream,) = asyncio.run(run_streams(cluster.base_url, asks(1, 8), MODEL))
+        assert (stream.error, len(stream.tokens)) == (None, 8)
+        assert "dan" not in cluster.stages
+    finally:
+        cluster.peers.pop("dan").end()
