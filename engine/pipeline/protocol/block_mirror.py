@@ -85,19 +85,18 @@ class BlockTokens:
         self._tokens: NDArray[np.int64] = np.full((num_blocks, block_size), -1, np.int64)
         self._uses: NDArray[np.int64] = np.zeros(num_blocks, np.int64)
 
-    def note_copies(self, step: StepInput, *, is_new: bool) -> None:
-        for copy in step.block_copies:
+    def note_copies(self, copies: Sequence[BlockCopy]) -> None:
+        for copy in copies:
             self._tokens[copy.destination] = self._tokens[copy.source]
-            self._uses[copy.destination] += is_new
+            self._uses[copy.destination] += 1
 
-    def note_tokens(self, step: StepInput, *, is_new: bool) -> None:
-        """Those of a step that is new, or that has been noted before."""
-        for chunk in step.chunks:
+    def note_tokens(self, chunks: Sequence[SequenceChunk]) -> None:
+        for chunk in chunks:
             taken = 0
             for block, begin, end in touched(chunk, self._block_size):
                 if begin == 0:
                     self._tokens[block] = -1  # what an earlier owner left
-                    self._uses[block] += is_new
+                    self._uses[block] += 1
                 self._tokens[block, begin:end] = chunk.token_ids[taken : taken + end - begin]
                 taken += end - begin
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distllm.engine.interface import BLOCK_SIZE, SequenceChunk, StepInput, StepOutput
+from distllm.engine.interface import BLOCK_SIZE, BlockCopy, BlockId, SequenceChunk, StepInput, StepOutput
 from distllm.engine.pipeline.protocol.block_mirror import BlockTokens, Fills, without_copies_of
 from distllm.engine.pipeline.protocol.steps import NumberedStep, Work
 
@@ -69,23 +69,36 @@ class StepLog:
 
     def append(self, step: StepInput) -> list[NumberedStep]:
         """What to send for a step of the scheduler's: it, and ahead of it what rebuilds the KV that it reads."""
-        return self._append(step, None)
+        lacking = [copy for copy in step.block_copies if not self._can_copy(copy.source)]
+        self._tokens.note_copies(step.block_copies)
+        uses = [self._tokens.uses(chunk) for chunk in step.chunks]
+        sent = self._number_with_rebuilds(step, lacking, step.chunks, uses)
+        self._tokens.note_tokens(step.chunks)
+        return sent
 
-    def _append(self, step: StepInput, uses: Sequence[NDArray[np.int64]] | None) -> list[NumberedStep]:
-        """`uses` are those of a step that was appended before."""
-        sent, is_new = self._settle_copies(step), uses is None
-        self._tokens.note_copies(step, is_new=is_new)
-        if uses is None:
-            uses = [self._tokens.uses(chunk) for chunk in step.chunks]
+    def _append_again(self, step: StepInput, uses: Sequence[NDArray[np.int64]]) -> list[NumberedStep]:
+        """The same of a step that was not committed. No block is copied again: a stage may have gone on to later
+        steps, and have written over what was copied."""
         live = [
             chunk
             for chunk, before in zip(step.chunks, uses, strict=True)
             if np.array_equal(before, self._tokens.uses(chunk))
         ]
+        return self._number_with_rebuilds(step, step.block_copies, live, uses)
+
+    def _number_with_rebuilds(
+        self,
+        step: StepInput,
+        dropped: Sequence[BlockCopy],
+        live: Sequence[SequenceChunk],
+        uses: Sequence[NDArray[np.int64]],
+    ) -> list[NumberedStep]:
+        """`step` without the copies in `dropped`, after what gives all stages the prefixes of `live` chunks."""
+        for copy in dropped:
+            self._expected.forget(copy.destination)
+        sent = without_copies_of(step, dropped) if dropped else step
         numbered = [self._number(rebuild, step) for rebuild in self._rebuilds(live, step.step_id)]
-        self._tokens.note_tokens(step, is_new=is_new)
-        numbered.append(self._number((sent, 0, self.num_stages - 1), step, uses))
-        return numbered
+        return [*numbered, self._number((sent, 0, self.num_stages - 1), step, uses)]
 
     def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
         """Take in an output that has come; the scheduler's steps that are committed by it, in order."""
@@ -116,7 +129,7 @@ class StepLog:
         self._under_way.clear()
         self._outputs.clear()
         self._next_number = self._next_commit = 0
-        return [numbered for it in waiting for numbered in self._append(it.scheduled, it.uses)]
+        return [numbered for it in waiting for numbered in self._append_again(it.scheduled, it.uses)]
 
     def _number(
         self, work: Work, scheduled: StepInput, uses: Sequence[NDArray[np.int64]] | None = None
@@ -129,16 +142,9 @@ class StepLog:
         self._next_number += 1
         return numbered
 
-    def _settle_copies(self, step: StepInput) -> StepInput:
-        """`step` without copies of what some stage lacks: that is rebuilt from its tokens instead."""
-        lacking = [
-            copy
-            for copy in step.block_copies
-            if not self._expected.has_everywhere(copy.source, self._tokens.num_known(copy.source))
-        ]
-        for copy in lacking:
-            self._expected.forget(copy.destination)
-        return without_copies_of(step, lacking) if lacking else step
+    def _can_copy(self, source: BlockId) -> bool:
+        """Whether every stage has all of a block; what stages would copy else is rebuilt from its tokens."""
+        return self._expected.has_everywhere(source, self._tokens.num_known(source))
 
     def _rebuilds(self, chunks: Sequence[SequenceChunk], step_id: int) -> Iterator[Work]:
         """Steps, with their first and last stages, after which every stage has the prefix of each of `chunks`."""
