@@ -194,6 +194,15 @@ async def test_a_peer_that_lies_or_has_nothing_does_no_harm(
     check(cache, holding, ["a", "c", "d", "f"])
 
 
+async def test_peers_that_all_lie_are_asked_once(cluster: Cluster, cache: WeightCache, holding: Holding) -> None:
+    honest = WatchedSource(holding)
+    liars = [WatchedSource(holding, lambda _, content: bytes(len(content))) for _ in range(3)]
+    async with remotes_of(cluster, holding, honest, *liars) as remotes:
+        await fetch(remotes, cache, holding, ["d"])
+    assert sum(liar.asked.total() for liar in liars) == honest.asked["d"] == 40_000
+    check(cache, holding, ["d"])
+
+
 async def test_a_peer_that_is_gone_does_no_harm(cluster: Cluster, cache: WeightCache, holding: Holding) -> None:
     source = WatchedSource(holding)
     async with cluster.serving(source.posts, "holder") as gone:
