@@ -126,19 +126,17 @@ async def _coordinate(
     running = asyncio.create_task(pipeline.run())
     renewing = asyncio.create_task(desk.keep_certificate())
     renewing.add_done_callback(lambda task: None if task.cancelled() else running.cancel(str(task.exception())))
-    reporting = asyncio.create_task(observer.report_forever(on_cluster))
-    while not (running.done() or pipeline.ready.done()):
-        num_present = len(members.connected())
-        if num_present < settings.num_stages:
-            on_progress(f"waiting for peers at port {port}: {num_present} of {settings.num_stages} are here", 0.0)
-        both: set[asyncio.Future[Any]] = {running, pipeline.ready}
-        await asyncio.wait(both, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-    if pipeline.ready.done():
-        started.set_result(PipelineExecutor(asyncio.get_running_loop(), pipeline, pipeline.ready.result()))
-    try:
+    async with observer.reporting(on_cluster):
+        while not (running.done() or pipeline.ready.done()):
+            num_present = len(members.connected())
+            if num_present < settings.num_stages:
+                present = f"{num_present} of {settings.num_stages} are here"
+                on_progress(f"waiting for peers at port {port}: {present}", 0.0)
+            both: set[asyncio.Future[Any]] = {running, pipeline.ready}
+            await asyncio.wait(both, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        if pipeline.ready.done():
+            started.set_result(PipelineExecutor(asyncio.get_running_loop(), pipeline, pipeline.ready.result()))
         await running
-    finally:
-        reporting.cancel()
 
 
 def describe_model(config: EngineConfig, fingerprint: str) -> StageConfig:

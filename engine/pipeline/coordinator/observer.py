@@ -1,7 +1,10 @@
 """Looks at the coordinator's books, and tells of them. Changes nothing."""
 
 import asyncio
+import contextlib
+import logging
 import time
+from collections.abc import AsyncIterator
 from itertools import pairwise
 
 from distllm.engine.pipeline.coordinator.events import EventLog, printable
@@ -20,6 +23,8 @@ from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.security.peer_id import PeerId
 
+logger = logging.getLogger("distllm.pipeline")
+
 _EVERY_S = 1.0
 _GONE_SHOWN_S = 600.0
 """How long a peer that has gone is still told of."""
@@ -36,8 +41,17 @@ class Observer:
         self._pipeline = pipeline
         self._events = events
 
-    async def report_forever(self, on_cluster: OnCluster) -> None:
-        """Tell of the cluster about once a second, and whenever something happens."""
+    @contextlib.asynccontextmanager
+    async def reporting(self, on_cluster: OnCluster) -> AsyncIterator[None]:
+        """Tell of the cluster about once a second, and whenever something happens, until the block is left."""
+        task = asyncio.create_task(self._report_forever(on_cluster))
+        task.add_done_callback(_log_failure)
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _report_forever(self, on_cluster: OnCluster) -> None:
         while True:
             await asyncio.to_thread(on_cluster, self.observe())  # a front end that is slow to read stops no beat
             await self._events.wait_for_news(_EVERY_S)
@@ -102,6 +116,12 @@ class Observer:
         return LinkSnapshot(
             source=source, target=target, frame_s=workload.frame_s, bytes_per_s=workload.bytes_per_s
         )
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    """The cluster serves on where nobody can watch it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("the cluster is not told of any more", exc_info=error)
 
 
 def _state(member: Member, is_serving: bool) -> PeerState:

@@ -97,8 +97,9 @@ class Peer:
         self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
-        self._weights = StageWeights(weights, coordinator, self._connect, self._compute)
-        self._stages = LoadedStages(self._weights, here, self._compute)
+        self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
+        self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
+        self._stages = LoadedStages(self._weights, here, self._loading)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
         self._uplink: Http2Client | None = None
         self._successors: dict[PeerId, Http2Client] = {}
@@ -119,6 +120,7 @@ class Peer:
                 task.cancel()
             await self._stop_listening()
             self._compute.shutdown(wait=False, cancel_futures=True)
+            self._loading.shutdown(wait=False, cancel_futures=True)
 
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)

@@ -220,8 +220,7 @@ async def test_a_boot_begins_its_counters_anew() -> None:
 
 async def test_snapshots_come_with_every_event() -> None:
     seen: list[ClusterSnapshot] = []
-    async with observed(1) as cluster:
-        reporting = asyncio.create_task(cluster.observer.report_forever(seen.append))
+    async with observed(1) as cluster, cluster.observer.reporting(seen.append):
         await asyncio.sleep(0.05)
         assert len(seen) == 1
         cluster.join("p1")
@@ -229,4 +228,3 @@ async def test_snapshots_come_with_every_event() -> None:
         async with asyncio.timeout(0.8):  # sooner than the next second
             while not seen[-1].is_serving:  # noqa: ASYNC110 - appended in another thread
                 await asyncio.sleep(0.005)
-        reporting.cancel()
