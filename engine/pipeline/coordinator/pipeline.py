@@ -43,6 +43,7 @@ class Pipeline:
         self._numerics: dict[tuple[int, int], str] = {}
         self._stages: list[Stage] = []
         self._is_serving = False
+        self._unsent: list[NumberedStep] = []  # once all stages are in the epoch that is about to begin
         self._waiting: str | None = None
         self._rebuilt_tokens_total = 0
         self._log: StepLog | None = None
@@ -70,8 +71,10 @@ class Pipeline:
         assert self._log is not None
         self._futures[step.step_id] = future
         numbered = self._log.append(step)
-        if self._is_serving:  # else it is sent with the epoch that is about to begin
+        if self._is_serving:
             self._send(numbered)
+        else:
+            self._unsent += numbered
 
     def take_result(self, sender: PeerId, result: Result) -> None:
         """Results are the last stage's to give, and nobody else's."""
@@ -169,7 +172,7 @@ class Pipeline:
             max_tokens = self._whole.max_num_batched_tokens
             self._log = StepLog(len(stages), self._info.num_blocks, max_tokens, epoch=time.time_ns() // 1_000_000)
         assert self._info is not None
-        steps = self._log.begin_epoch(held)
+        self._unsent = self._log.begin_epoch(held)
         self._stages = stages
         for stage, info in zip(stages, infos, strict=True):
             self._numerics.setdefault((stage.config.begin, stage.config.end), info.numerics)
@@ -180,7 +183,8 @@ class Pipeline:
                 return False
             await self._members.wait_for_change(_LOOK_S)
         self._is_serving = True
-        self._send(steps)
+        self._send(self._unsent)
+        self._unsent = []
         if not self.ready.done():
             self.ready.set_result(self._info)
         return True

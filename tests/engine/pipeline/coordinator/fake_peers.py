@@ -34,7 +34,10 @@ _decode_step = msgspec.msgpack.Decoder(StepInput)
 
 
 class FakePeer:
-    """Connected from the start. The first stage answers for the whole chain, unless `withholds`."""
+    """Connected from the start. The first stage answers for the whole chain, unless `withholds`.
+
+    With `withholds_fences` it leaves no epoch by itself.
+    """
 
     def __init__(self, members: Members, pipeline: Pipeline, name: str) -> None:
         self.peer_id = PeerId(name)
@@ -44,7 +47,7 @@ class FakePeer:
         self.steps: list[StepHeader] = []
         self.refuses_loading: str | None = None
         self.is_loading = False  # until told otherwise
-        self.withholds = False
+        self.withholds = self.withholds_fences = False
         self._tasks: list[asyncio.Task[None]] = []
         self.connect("boot-1")
 
@@ -94,11 +97,16 @@ class FakePeer:
                     member.refused[config] = self.refuses_loading
             case Fence() as fence:
                 self.fences.append(fence)
-                member.fenced = fence.epoch
+                if not self.withholds_fences:
+                    self.answer_fence()
         self._members.changed.set()
 
     def _info(self, config: StageConfig) -> ExecutorInfo:
         return executor_info(30 if config.begin == 0 else 20, 16, 64)
+
+    def answer_fence(self) -> None:
+        self._members[self.peer_id].fenced = self.fences[-1].epoch
+        self._members.changed.set()
 
     def answer(self, header: StepHeader, sender: str | None = None) -> None:
         """As the last stage would, or as `sender`."""

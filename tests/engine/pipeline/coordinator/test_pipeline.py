@@ -97,6 +97,22 @@ async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluste
     assert spare.fences[0].config == spare.loads[-1], "the layers that it had loaded before"
 
 
+async def test_a_step_that_comes_while_stages_are_fenced_is_sent_with_those_before_it(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    cluster.join("c")
+    await cluster.ready()
+    first.withholds = first.withholds_fences = True
+    before = cluster.submit()
+    await until(lambda: first.steps)
+    second.leave()
+    await until(lambda: len(first.fences) == 2)
+    within = cluster.submit()
+    first.withholds = False
+    first.answer_fence()
+    await answered(before)
+    await answered(within)
+
+
 async def test_an_answer_of_an_epoch_that_has_ended_counts_for_nothing(cluster: Cluster) -> None:
     first, second = cluster.join("a"), cluster.join("b")
     cluster.join("c")
