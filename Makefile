@@ -8,6 +8,8 @@ MODEL ?=
 WORKERS ?= 2
 
 export TOKENIZERS_PARALLELISM ?= false
+# Some environments forbid it. Every process of a test would then compile torch and transformers again: 9 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup serve test soak chaos check bench wire lock clean
 
