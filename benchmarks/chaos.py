@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.cluster import Cluster, ClusterFailed, PeerProcess, running_cluster
+from benchmarks.cluster import ONE_NUMERICS, Cluster, ClusterFailed, PeerProcess, running_cluster
 from benchmarks.faults import FAULTS, NOT_SUPPORTED, Fault, Phase
 from benchmarks.servers import OURS, running
 from benchmarks.watched_streams import UNHARMED, Ask, Damage, Load, damage_of, run_streams
@@ -181,7 +181,7 @@ def _scores(fault: Fault, options: argparse.Namespace) -> list[Score]:
     scores: list[Score] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        arguments = ["--max-num-batched-tokens", _MAX_STEP_TOKENS]
+        arguments = ["--max-num-batched-tokens", _MAX_STEP_TOKENS, *ONE_NUMERICS]
         plain = stack.enter_context(running(OURS, "", directory / "plain.log", arguments))
         cluster = stack.enter_context(
             running_cluster(directory / "cluster", num_stages=_NUM_STAGES, arguments=arguments)

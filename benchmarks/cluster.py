@@ -25,6 +25,8 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.client import Address
 
 LOOPBACK = "127.0.0.1"
+ONE_NUMERICS = ("--dtype", "float32")
+"""For servers whose tokens are compared: in bfloat16 each process measures which order of sums is faster."""
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 20.0
 _LOOK_S = 0.02

@@ -1,31 +1,48 @@
 """A coordinator with real peers on this machine, and the texts of a plain server to compare with."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.cluster import Cluster, running_cluster
+from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
 from benchmarks.watched_streams import Ask
+from tests.conftest import running_server
 
 MODEL = "distllm-embedded"
 NAMES = ("ann", "bob", "cid", "dan")
 NUM_STAGES = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A cluster, and a plain server of the same model to compare with."""
+
+    cluster: Cluster
+    plain_url: str
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two stages and two spares, which tests use up; each makes sure of what it needs by `have`."""
-    with running_cluster(tmp_path_factory.mktemp("cluster"), num_stages=NUM_STAGES) as cluster:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    directory = tmp_path_factory.mktemp("cluster")
+    with running_cluster(directory, num_stages=NUM_STAGES, arguments=ONE_NUMERICS) as cluster:
         for name in NAMES:
             cluster.start_peer(name)
-        cluster.wait_until_ready()
-        yield cluster
+        with running_server(ONE_NUMERICS, {}) as plain:
+            cluster.wait_until_ready()
+            yield Servers(cluster, plain.url)
+
+
+@pytest.fixture(scope="session")
+def cluster(servers: Servers) -> Cluster:
+    """Two stages and two spares, which tests use up; each makes sure of what it needs by `have`."""
+    return servers.cluster
 
 
 def have(cluster: Cluster, at_least: int, at_most: int = len(NAMES)) -> None:
-    """Have so many peers, of which two serve where there are as many and the others are warm."""
-    running = [name for name in NAMES if cluster.peers[name].is_running]
-    for name in [name for name in NAMES if name not in running][: max(0, at_least - len(running))]:
+    """Have so many of its peers, of which two serve where there are as many and the others are warm."""
+    running = [name for name, peer in cluster.peers.items() if peer.is_running]
+    for name in [name for name in cluster.peers if name not in running][: max(0, at_least - len(running))]:
         cluster.start_peer(name)
     for name in cluster.spares[: max(0, len(running) - at_most)]:
         cluster.peers[name].end()

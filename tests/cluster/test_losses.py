@@ -9,17 +9,16 @@ import pytest
 
 from benchmarks.cluster import Cluster
 from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, NAMES, asks, have
-from tests.conftest import RunningServer
+from tests.cluster.conftest import MODEL, NAMES, Servers, asks, have
 
 NUM_STREAMS = 12
 NUM_TOKENS = 160
 
 
 @pytest.fixture(scope="module")
-def expected(embedded_server: RunningServer) -> list[WatchedStream]:
+def expected(servers: Servers) -> list[WatchedStream]:
     """The streams of a plain server."""
-    return asyncio.run(run_streams(embedded_server.url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
+    return asyncio.run(run_streams(servers.plain_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
 
 
 @asynccontextmanager

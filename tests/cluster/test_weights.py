@@ -2,18 +2,29 @@
 
 import asyncio
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.cluster import Cluster
+from benchmarks.cluster import Cluster, running_cluster
 from benchmarks.watched_streams import run_streams
 from distllm.engine.checkpoint import open_checkpoint
 from distllm.engine.embedded import checkpoint_path
-from tests.cluster.conftest import MODEL, asks, have
+from tests.cluster.conftest import MODEL, NAMES, NUM_STAGES, asks, have
 
 CHANGED = "model.layers.4.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One of its own: what a peer has fetched before depends on what has happened to it."""
+    with running_cluster(tmp_path_factory.mktemp("weights"), num_stages=NUM_STAGES) as cluster:
+        for name in NAMES[:3]:
+            cluster.start_peer(name)
+        cluster.wait_until_ready()
+        yield cluster
 
 
 def cached(cluster: Cluster, name: str) -> set[str]:
