@@ -41,18 +41,23 @@ class NothingFits:
 SearchResult = Found | NothingFits
 
 
-def search_plan(cluster: Cluster, workload: Workload, objective: Objective) -> SearchResult:
-    """Considers at most MAX_PEERS peers, by the rule of choose_peers."""
+def search_plan(
+    cluster: Cluster, workload: Workload, objective: Objective, num_stages: int | None = None
+) -> SearchResult:
+    """Considers at most MAX_PEERS peers, by the rule of choose_peers; plans of `num_stages` alone if given.
+
+    Nothing fits, and nothing is short, where the peers have room for the model in another number of stages alone.
+    """
     num_streams = workload.num_streams if objective == "throughput" else 1
     memory = _memory(cluster, workload, num_streams)
     choice = choose_peers(cluster, memory)
-    if not fits(choice.peers, memory):
-        num_streams = _most_streams(cluster, workload, num_streams - 1)
+    if not _fits(cluster, choice, memory, num_stages):
+        num_streams = _most_streams(cluster, workload, num_streams - 1, num_stages)
         memory = _memory(cluster, workload, max(1, num_streams))
         choice = choose_peers(cluster, memory)
     if not num_streams:
         return _nothing_fits(choice, memory)
-    space = SearchSpace(choice.peers, memory)
+    space = SearchSpace(choice.peers, memory, num_stages)
     if objective == "latency":
         plan = _least_latency(cluster, workload, space)
     else:
@@ -64,18 +69,26 @@ def _memory(cluster: Cluster, workload: Workload, num_streams: int) -> StageMemo
     return StageMemory.of(cluster.model, max(workload.min_blocks, num_streams * workload.blocks_per_stream))
 
 
-def _most_streams(cluster: Cluster, workload: Workload, most: int) -> int:
+def _most_streams(cluster: Cluster, workload: Workload, most: int, num_stages: int | None) -> int:
     """The most streams, up to `most`, whose KV a plan has room for; 0 where there is no plan at all."""
 
     def is_too_many(num_streams: int) -> bool:
         memory = _memory(cluster, workload, num_streams)
-        return not fits(choose_peers(cluster, memory).peers, memory)
+        return not _fits(cluster, choose_peers(cluster, memory), memory, num_stages)
 
     return bisect_left(range(1, most + 1), True, key=is_too_many)
 
 
+def _fits(cluster: Cluster, choice: PeerChoice, memory: StageMemory, num_stages: int | None) -> bool:
+    if num_stages is None or not fits(choice.peers, memory):
+        return fits(choice.peers, memory)
+    costs = decode_costs(cluster, 1)
+    space = SearchSpace(choice.peers, memory, num_stages)
+    return space.cheapest(costs, costs, space.limits_ns(costs)[-1]) is not None
+
+
 def _nothing_fits(choice: PeerChoice, memory: StageMemory) -> NothingFits:
-    lacking = shortages(choice.peers, memory)
+    lacking = () if fits(choice.peers, memory) else shortages(choice.peers, memory)
     return NothingFits(memory.min_blocks, lacking, choice.left_out)
 
 

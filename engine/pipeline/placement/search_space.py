@@ -19,9 +19,15 @@ from distllm.engine.pipeline.placement.subset_program import (
 
 
 class SearchSpace:
-    """Of `peers` in the order that breaks ties, all in the costs that it is asked with."""
+    """Of `peers` in the order that breaks ties, all in the costs that it is asked with.
 
-    def __init__(self, peers: Sequence[PeerMeasurements], memory: StageMemory) -> None:
+    Of plans with `num_stages` stages, or with any number where that is None.
+    """
+
+    def __init__(
+        self, peers: Sequence[PeerMeasurements], memory: StageMemory, num_stages: int | None = None
+    ) -> None:
+        self._num_stages = num_stages
         self._ids = [peer.peer_id for peer in peers]
         self._num_layers = memory.model.num_layers
         ends = range(self._num_layers + 1)
@@ -49,7 +55,7 @@ class SearchSpace:
         most_layers = np.maximum(ends - allowed.earliest, ends * allowed.from_zero).max(axis=1)
         if most_layers.sum() < self._num_layers:
             return None
-        chain = cheapest_chain(self._chain_costs(costs, then, occupancy, limit_ns), allowed)
+        chain = cheapest_chain(self._chain_costs(costs, then, occupancy, limit_ns), allowed, self._num_stages)
         if chain is None:
             return None
         layers = pairwise((0, *chain.ends))

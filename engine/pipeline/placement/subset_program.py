@@ -49,10 +49,16 @@ class Chain:
     ends: tuple[int, ...]
 
 
-def cheapest_chain(costs: ChainCosts, allowed: AllowedStages) -> Chain | None:
-    """None where no chain is allowed. Of equally cheap ones the fewest peers, then the smallest last peer."""
-    cheapest = _cheapest(costs, allowed)
+def cheapest_chain(costs: ChainCosts, allowed: AllowedStages, num_stages: int | None = None) -> Chain | None:
+    """None where no chain is allowed. Of equally cheap ones the fewest peers, then the smallest last peer.
+
+    Of `num_stages` stages where that is given, else of any number.
+    """
+    cheapest = _cheapest(costs, allowed, num_stages)
     complete = _complete(costs, cheapest)
+    if num_stages is not None:
+        sizes = np.array([subset.bit_count() for subset in range(len(complete))])
+        complete[sizes != num_stages] = UNREACHED
     least = complete.min()
     if not np.isfinite(least):
         return None
@@ -63,15 +69,15 @@ def cheapest_chain(costs: ChainCosts, allowed: AllowedStages) -> Chain | None:
     return _trace(costs, allowed, cheapest, subset, last)
 
 
-def _cheapest(costs: ChainCosts, allowed: AllowedStages) -> Costs:
+def _cheapest(costs: ChainCosts, allowed: AllowedStages, num_stages: int | None) -> Costs:
     """[2**N, N, L + 1], with subsets in bits, as far as states could be part of a cheapest chain."""
     num_peers, num_ends = allowed.from_zero.shape
     layers = costs.layer[:, None] * np.arange(num_ends)  # [N, L + 1]
     cheapest = np.full((1 << num_peers, num_peers, num_ends), UNREACHED, costs.layer.dtype)
     for peer in range(num_peers):
         cheapest[1 << peer, peer] = np.where(allowed.from_zero[peer], costs.entry[peer] + layers[peer], UNREACHED)
-    for size in range(1, num_peers):
-        if _is_hopeless(costs, cheapest, size):
+    for size in range(1, min(num_stages or num_peers, num_peers)):
+        if num_stages is None and _is_hopeless(costs, cheapest, size):
             break
         for peer in range(num_peers):
             subsets, members = _subsets(num_peers, size, peer)

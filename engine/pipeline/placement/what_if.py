@@ -34,11 +34,16 @@ class WhatIf:
 
 
 def if_peer_lost(
-    cluster: Cluster, workload: Workload, objective: Objective, before: SearchResult, peer_id: PeerId
+    cluster: Cluster,
+    workload: Workload,
+    objective: Objective,
+    before: SearchResult,
+    peer_id: PeerId,
+    num_stages: int | None = None,
 ) -> WhatIf:
     """Of the best plan `before`, for this cluster. Raises KeyError for a peer that is not there."""
     cluster.peer(peer_id)
-    after = search_plan(without_peer(cluster, peer_id), workload, objective)
+    after = search_plan(without_peer(cluster, peer_id), workload, objective, num_stages)
     return WhatIf(f"without {peer_id}", after, _difference(before, after))
 
 
@@ -49,10 +54,11 @@ def if_peer_added(
     before: SearchResult,
     peer: PeerMeasurements,
     links: tuple[Link, ...],
+    num_stages: int | None = None,
 ) -> WhatIf:
     """Of the best plan `before`, for this cluster. Raises ValueError where the peer or a link is there already."""
     larger = Cluster(cluster.model, (*cluster.peers, peer), (*cluster.links, *links))
-    after = search_plan(larger, workload, objective)
+    after = search_plan(larger, workload, objective, num_stages)
     return WhatIf(f"with {peer.peer_id}", after, _difference(before, after))
 
 

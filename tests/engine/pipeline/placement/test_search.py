@@ -220,3 +220,25 @@ def test_ten_peers_and_eighty_layers_take_seconds_at_most(objective: Objective) 
     begin = perf_counter()
     found(Cluster(model(80), peers, links), workload, objective)
     assert perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@settings(max_examples=150, deadline=None)
+@given(small_clusters(), small_workloads, st.integers(1, 5))
+def test_a_given_number_of_stages_is_kept_and_the_best_of_these_is_found(
+    objective: Objective, cluster: Cluster, workload: Workload, num_stages: int
+) -> None:
+    ends = {(link.source, link.target) for link in cluster.links}
+    reached = tuple(
+        peer for peer in cluster.peers if {(COORDINATOR, peer.peer_id), (peer.peer_id, COORDINATOR)} <= ends
+    )
+    min_blocks = max(workload.min_blocks, workload.blocks_per_stream)
+    plans = every_plan(Cluster(cluster.model, reached, cluster.links), min_blocks)
+    ranks = [rank(predict(cluster, plan, workload), objective) for plan in plans if len(plan.stages) == num_stages]
+    result = search_plan(cluster, workload, objective, num_stages)
+    if not ranks:
+        assert isinstance(result, NothingFits)
+        return
+    assert isinstance(result, Found)
+    assert len(result.plan.stages) == num_stages
+    assert rank(result.prediction, objective) == pytest.approx(min(ranks))
