@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from distllm import __version__
 from distllm.clients import InvalidCallError
-from distllm.server.commands import chat, complete, convert, evaluate, peer, plan, quantize, serve, token
+from distllm.server.commands import chat, cluster, complete, convert, evaluate, peer, plan, quantize, serve, token
 from distllm.server.config import InvalidSettings
 
 _DESCRIPTION = """\
@@ -23,11 +23,12 @@ The OpenAI-compatible inference server for whatever hardware you have.
   distllm eval a --against b         perplexity, and how far two models' predictions are apart
   distllm token                      let another machine join the cluster
   distllm peer --join HOST:5555      serve a part of that cluster's model
+  distllm cluster plan               which peers serve which layers, and how fast that should be
   distllm chat                       talk to a running server in the terminal
   distllm complete "Once upon"       stream one completion from a running server
 """
 
-_COMMANDS = (serve, plan, quantize, convert, evaluate, token, peer, chat, complete)
+_COMMANDS = (serve, plan, quantize, convert, evaluate, token, peer, cluster, chat, complete)
 _BROKEN_PIPE_STATUS = 141  # as a shell reports a program that SIGPIPE ended
 
 

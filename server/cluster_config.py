@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distllm.engine.pipeline.placement.plan import Objective
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.server.config import InvalidSettings, Section
 from distllm.server.config_file import read_config_file
@@ -30,7 +31,13 @@ class CoordinatorSection(ClusterSection):
     dashboard_host: str | None = Field(
         None, min_length=1, description="address of that page, which asks for no key; by default loopback's"
     )
-    num_stages: int = Field(1, ge=1, le=1024, description="peers that share the model's layers; others stand by")
+    num_stages: int | None = Field(
+        None, ge=1, le=1024, description="peers that share the model's layers (default: what measures best)"
+    )
+    objective: Objective = Field(
+        "throughput", description="what the layers' placement is best for: throughput of many streams, or latency"
+    )
+    min_workers: int = Field(1, ge=1, le=1024, description="peers to wait for before the model is placed")
     max_workers: int = Field(16, ge=1, le=1024, description="most peers that may be joined at once")
 
     @property
@@ -100,6 +107,8 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         port=config.coordinator.port,
         state_dir=str(state_dir.absolute()),
         num_stages=config.coordinator.num_stages,
+        objective=config.coordinator.objective,
+        min_peers=config.coordinator.min_workers,
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,
         max_message_bytes=config.network.max_message_size_mb << 20,
@@ -111,6 +120,9 @@ def _fault(config: ClusterConfig, allow_plaintext: bool) -> str | None:
     coordinator, network = config.coordinator, config.network
     if coordinator.port == coordinator.dashboard_port != 0:
         return f"coordinator.dashboard_port: must be another than port, {coordinator.port}"
+    needed = max(coordinator.min_workers, coordinator.num_stages or 1)
+    if needed > coordinator.max_workers:
+        return f"coordinator.max_workers: must be at least {needed}, as many peers are needed to begin"
     if network.heartbeat_interval_seconds >= network.timeout_seconds:
         return (
             f"network.heartbeat_interval_seconds: must be below timeout_seconds, {network.timeout_seconds:g}, "

@@ -203,6 +203,7 @@ def test_the_cluster_s_configuration_is_one_and_agrees_with_the_ports(
     service = CLUSTER["services"]["coordinator"]
     assert f"127.0.0.1:8080:{coordinator.dashboard_port}" in service["ports"]
     assert coordinator.page_host == "0.0.0.0"
+    assert coordinator.num_stages is not None
     assert coordinator.num_stages < len(peers())
     serve = Mock(return_value=0)
     monkeypatch.setattr("distllm.server.launch.serve", serve)

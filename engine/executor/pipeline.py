@@ -19,10 +19,14 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.holders import Holders
 from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
 from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.model_sample import ModelSample, sample_model
 from distllm.engine.pipeline.coordinator.observer import Observer
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.coordinator.snapshot import OnCluster
+from distllm.engine.pipeline.coordinator.survey import Survey
+from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
 from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.state_dir import make_private_dir
@@ -75,13 +79,13 @@ def start_pipeline(
     hashes = HashStore(make_private_dir(Path(settings.state_dir)) / "hashes")
     manifest, places = make_manifest(Path(config.model), hashes, on_progress)
     holding = Holding(manifest.encode(), places)
-    whole = describe_model(config, fingerprint_of(holding.manifest))
+    model = sample_model(config, describe_model(config, fingerprint_of(holding.manifest)))
     started: Future[PipelineExecutor] = Future()
 
     def run() -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        coordinating = loop.create_task(_coordinate(settings, whole, holding, on_progress, on_cluster, started))
+        coordinating = loop.create_task(_coordinate(settings, model, holding, on_progress, on_cluster, started))
         coordinating.add_done_callback(lambda task: _end(task, started, on_lost))
         loop.run_forever()
 
@@ -102,7 +106,7 @@ def _end(task: "asyncio.Task[None]", started: "Future[PipelineExecutor]", on_los
 
 async def _coordinate(
     settings: ClusterSettings,
-    whole: StageConfig,
+    model: ModelSample,
     holding: Holding,
     on_progress: Progress,
     on_cluster: OnCluster,
@@ -110,28 +114,35 @@ async def _coordinate(
 ) -> None:
     state_dir, now = Path(settings.state_dir), datetime.now(UTC)
     authority = ClusterAuthority.open(state_dir, now)
-    members, events = Members(), EventLog()
-    pipeline = Pipeline(members, whole, settings.num_stages, settings.silence_s, events)
-    observer = Observer(members, pipeline, whole, settings.num_stages, events)
+    members, events, whole = Members(), EventLog(), model.whole
+    survey = Survey(members, model)
+    placer = Placer(members, survey, whole, settings)
+    pipeline = Pipeline(members, whole, placer, settings.silence_s, events)
+    observer = Observer(members, pipeline, whole, placer.num_needed, events)
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
     reception = Reception(
-        authority, tokens, members, settings.max_peers, settings.beat_s, pipeline.take_result, on_loading, events
+        authority,
+        tokens,
+        members,
+        settings.max_peers,
+        settings.beat_s,
+        pipeline.take_result,
+        on_loading,
+        survey.take,
+        events,
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
-    app = reception.app(settings.max_message_bytes, {**source.posts, **Holders(members).posts})
+    posts = {**source.posts, **Holders(members).posts, PROBE_PATH: answer_probe(settings.max_message_bytes)}
+    app = reception.app(settings.max_message_bytes, posts)
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
     port = await desk.open()
     logger.info("peers may join at %s:%d", settings.host, port)
-    running = asyncio.create_task(pipeline.run())
-    renewing = asyncio.create_task(desk.keep_certificate())
-    renewing.add_done_callback(lambda task: None if task.cancelled() else running.cancel(str(task.exception())))
+    running = asyncio.gather(pipeline.run(), survey.run(), placer.run(pipeline.present), desk.keep_certificate())
     async with observer.reporting(on_cluster):
         while not (running.done() or pipeline.ready.done()):
-            num_present = len(members.connected())
-            if num_present < settings.num_stages:
-                present = f"{num_present} of {settings.num_stages} are here"
-                on_progress(f"waiting for peers at port {port}: {present}", 0.0)
+            if placer.seats(pipeline.present().peer_ids) is None:
+                on_progress(f"at port {port}, waiting for {placer.waits_for}", 0.0)
             both: set[asyncio.Future[Any]] = {running, pipeline.ready}
             await asyncio.wait(both, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         if pipeline.ready.done():

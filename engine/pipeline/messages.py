@@ -6,6 +6,8 @@ import msgspec
 
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
+from distllm.engine.pipeline.placement.measurements import Link
+from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.quantization.config import QuantizationConfig
 
 CONTROL: Final = 1
@@ -33,6 +35,26 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     numerics: str | None = None
+
+
+class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor as its safetensors header describes it, with its `content` where that tells how to read others."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes | None = None
+
+
+class LayerSample(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's last layer and its head are stored: these are as fast with any weights.
+
+    `config_json` is the whole model's.
+    """
+
+    stage: StageConfig
+    config_json: bytes
+    tensors: tuple[StoredSample, ...]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +99,19 @@ class Fence(Message, frozen=True, kw_only=True):
     num_blocks: int
     predecessor: str | None
     successor: Endpoint | None
+
+
+class Measure(Message, frozen=True, kw_only=True):
+    """Time a layer and the head, unless you have before."""
+
+    sample: LayerSample
+
+
+class ProbeLinks(Message, frozen=True, kw_only=True):
+    """Probe the ways to and from the coordinator, or to these peers."""
+
+    to_coordinator: bool
+    to_peers: tuple[Endpoint, ...]
 
 
 class Dismiss(Message, frozen=True, kw_only=True):
@@ -175,8 +210,41 @@ class EdgeDown(Message, frozen=True, kw_only=True):
     reason: str
 
 
-ToPeer = Welcome | Load | Keep | Fence | Dismiss
-ToCoordinator = Hello | Beat | Loading | Loaded | LoadFailed | Fenced | FenceFailed | Result | EdgeDown
+class Measured(Message, frozen=True, kw_only=True):
+    """What a layer and the head take on this peer, and the memory that was free before it loaded anything."""
+
+    times: ComputeTimes
+    free_bytes: int
+
+
+class MeasureFailed(Message, frozen=True, kw_only=True):
+    """A layer of the model could not be timed."""
+
+    reason: str
+
+
+class Probed(Message, frozen=True, kw_only=True):
+    """The links that were asked for, and by end why others cannot be used."""
+
+    links: tuple[Link, ...]
+    unreachable: dict[str, str]
+
+
+ToPeer = Welcome | Load | Keep | Fence | Measure | ProbeLinks | Dismiss
+ToCoordinator = (
+    Hello
+    | Beat
+    | Loading
+    | Loaded
+    | LoadFailed
+    | Fenced
+    | FenceFailed
+    | Result
+    | EdgeDown
+    | Measured
+    | MeasureFailed
+    | Probed
+)
 
 
 class StepHeader(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ coordinator:
   dashboard_port: 6001
   dashboard_host: 10.0.0.2
   num_stages: 3
+  objective: latency
+  min_workers: 2
   max_workers: 4
 network:
   timeout_seconds: 5
@@ -48,6 +50,8 @@ network:
             "dashboard_port": 6001,
             "dashboard_host": "10.0.0.2",
             "num_stages": 3,
+            "objective": "latency",
+            "min_workers": 2,
             "max_workers": 4,
         },
         "network": {

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from distllm.engine.pipeline.placement.measurements import PeerId
+from distllm.engine.pipeline.placement.plan import Plan, Stage
+
 Layers = tuple[int, int]
 
 
@@ -39,3 +42,13 @@ def seat_peers(
             free.remove(best)
             kept[number] = Seat(seat.layers, best)
     return kept
+
+
+def seats_of(plan: Plan) -> list[Seat]:
+    """A plan's stages."""
+    return [Seat((stage.begin, stage.end), stage.peer_id) for stage in plan.stages]
+
+
+def plan_of(seats: Sequence[Seat]) -> Plan:
+    """Of seats that are all taken."""
+    return Plan(tuple(Stage(PeerId(str(seat.peer)), *seat.layers) for seat in seats))

@@ -1,6 +1,7 @@
 """Who is in the cluster: every peer that has a certificate, what it said last, and when."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -112,7 +113,6 @@ class Members:
     async def wait_for_change(self, timeout_s: float) -> None:
         """Return when something changed, or after `timeout_s`."""
         self.changed.clear()
-        try:
-            await asyncio.wait_for(self.changed.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.changed.wait()

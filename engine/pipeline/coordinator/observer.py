@@ -34,10 +34,10 @@ class Observer:
     """Of one coordinator, in its event loop."""
 
     def __init__(
-        self, members: Members, pipeline: Pipeline, whole: StageConfig, num_stages: int, events: EventLog
+        self, members: Members, pipeline: Pipeline, whole: StageConfig, num_needed: int, events: EventLog
     ) -> None:
         self._members = members
-        self._num_layers, self._num_stages = whole.num_layers, num_stages
+        self._num_layers, self._num_needed = whole.num_layers, num_needed
         self._pipeline = pipeline
         self._events = events
 
@@ -64,7 +64,7 @@ class Observer:
             epoch=status.epoch,
             is_serving=status.is_serving,
             waiting=None if status.waiting is None else printable(status.waiting),
-            num_stages=self._num_stages,
+            num_stages=max(self._num_needed, len(stages)),
             num_layers=self._num_layers,
             num_in_flight=status.num_in_flight,
             rebuilt_tokens_total=status.rebuilt_tokens_total,

@@ -8,9 +8,10 @@ from concurrent.futures import Future
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
-from distllm.engine.pipeline.coordinator.division import Seat, divide_evenly, seat_peers
+from distllm.engine.pipeline.coordinator.division import Seat, seat_peers
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.coordinator.placer import Placer, Present
 from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
@@ -33,12 +34,12 @@ class Pipeline:
     """Runs in one event loop. `append` steps at any time once `ready` is done; they survive any loss of stages."""
 
     def __init__(
-        self, members: Members, whole: StageConfig, num_stages: int, silence_s: float, events: EventLog
+        self, members: Members, whole: StageConfig, placer: Placer, silence_s: float, events: EventLog
     ) -> None:
         self._members = members
         self._whole = whole
         self._silence_s = silence_s
-        self._num_stages = num_stages
+        self._placer = placer
         self._events = events
         self._numerics: dict[tuple[int, int], str] = {}
         self._stages: list[Stage] = []
@@ -64,6 +65,15 @@ class Pipeline:
             waiting=self._waiting,
             num_in_flight=len(self._futures),
             rebuilt_tokens_total=self._rebuilt_tokens_total,
+        )
+
+    def present(self) -> Present:
+        """What a plan must know of the pipeline."""
+        return Present(
+            peer_ids=self._present(),
+            serving=tuple(self._kept_seats()),
+            num_blocks=0 if self._info is None else self._info.num_blocks,
+            reload_s=max((stage.info.load_s for stage in self._stages), default=0.0),
         )
 
     def append(self, step: StepInput, future: "Future[StepOutput]") -> None:
@@ -112,24 +122,29 @@ class Pipeline:
             if seats is not None and (stages := self._loaded(seats)) is not None:
                 self._waiting = None
                 return stages
-            connected = self._members.connected()
-            num_fit = sum(map(self._is_fit, connected))
-            self._waiting = why_waiting(connected, num_fit, 1 if self._stages else self._num_stages, seats)
+            num_needed = 1 if self._stages else self._placer.num_needed
+            self._waiting = why_waiting(
+                self._members.connected(), len(self._present()), num_needed, seats, self._placer.waits_for
+            )
             await self._members.wait_for_change(_RETRY_S)
 
     def _seats(self) -> list[Seat] | None:
-        """The same stages as before with other peers in the places of those lost, or fewer where there are fewer.
-
-        None where there are not enough to begin, or none at all.
+        """A better plan whose stages are loaded; else the same stages as before, with others in the places of those
+        lost; else, where too few are left or nothing was served, a new plan. None while there is none.
         """
-        present = [member.peer_id for member in self._members.connected() if self._is_fit(member)]
-        num_stages = min(self._num_stages, len(present)) if self._stages else self._num_stages
-        if not present or len(present) < num_stages:
-            return None
-        seats = [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
-        if len(seats) != num_stages:
-            seats = [Seat(layers, None) for layers in divide_evenly(self._whole.num_layers, num_stages)]
-        return seat_peers(seats, present, self._has_loaded)
+        if (better := self._better()) is not None:
+            return better
+        present = self._present()
+        kept = self._kept_seats()
+        seats = seat_peers(kept, present, self._has_loaded) if kept else None
+        return seats or self._placer.seats(present)
+
+    def _present(self) -> tuple[str, ...]:
+        """Who may get a seat, in the order in which they joined."""
+        return tuple(member.peer_id for member in self._members.connected() if self._is_fit(member))
+
+    def _kept_seats(self) -> list[Seat]:
+        return [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
 
     def _is_fit(self, member: Member) -> bool:
         """Whether a peer may get a seat. One that loads is slow to answer."""
@@ -161,6 +176,7 @@ class Pipeline:
                 member.ask(Load(config=config))
             if config in member.refused:
                 member.blame(member.refused[config])
+                self._placer.reject(seats)
         return stages if len(stages) == len(seats) else None
 
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
@@ -220,24 +236,28 @@ class Pipeline:
             self._rebuilt_tokens_total += numbered.step.num_tokens if numbered.is_rebuild else 0
 
     async def _until_changed(self) -> bool:
-        """Return as soon as a stage is no use any more, or more peers than there are stages could take part.
+        """Return as soon as a stage is no use any more, or a better plan is ready.
 
         Whether it was a loss. Meanwhile peers without a seat make themselves ready, also those that come later.
         """
         self._have_forgotten()
-        while not self._can_grow():
+        while self._better() is None:
             if self._blame_lost():
                 return True
             self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
         return False
 
-    def _can_grow(self) -> bool:
-        """Whether the model can be divided over more peers, who have loaded their layers. They are asked to."""
-        if len(self._stages) == self._num_stages:
-            return False
-        seats = self._seats()
-        return seats is not None and len(seats) > len(self._stages) and self._loaded(seats) is not None
+    def _better(self) -> list[Seat] | None:
+        """The seats of a better plan, once its peers have loaded their layers; they are asked to."""
+        seats, present = self._placer.better, self._present()
+        if seats is None or seats == self._kept_seats() or not all(seat.peer in present for seat in seats):
+            return None
+        refused = any(self._config(seat.layers) in self._members[PeerId(str(seat.peer))].refused for seat in seats)
+        if refused:  # which is no fault of what its peers serve now
+            self._placer.reject(seats)
+            return None
+        return seats if self._loaded(seats) is not None else None
 
     def _blame_lost(self) -> bool:
         """Whether a stage is lost. Its peer does not get its seat again at once."""

@@ -21,6 +21,9 @@ from distllm.engine.pipeline.messages import (
     Loaded,
     LoadFailed,
     Loading,
+    Measured,
+    MeasureFailed,
+    Probed,
     Result,
     ToCoordinator,
     Welcome,
@@ -45,7 +48,10 @@ _NUM_ID_DIGITS = 4
 
 
 class Reception:
-    """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress."""
+    """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress.
+
+    `on_measured` takes what peers find out about themselves and their links.
+    """
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Reception:
         beat_s: float,
         on_result: Callable[[PeerId, Result], None],
         on_loading: Callable[[PeerId, Loading], None],
+        on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
         events: EventLog,
     ) -> None:
         self._authority = authority
@@ -65,6 +72,7 @@ class Reception:
         self._beat_s = beat_s
         self._on_result = on_result
         self._on_loading = on_loading
+        self._on_measured = on_measured
         self._events = events
 
     def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
@@ -158,6 +166,8 @@ class Reception:
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
                 member.refused[message.config] = message.reason
+            case Measured() | MeasureFailed() | Probed():
+                self._on_measured(member, message)
             case Fenced():
                 member.fenced = max(member.fenced, message.epoch)
             case FenceFailed(reason=reason):

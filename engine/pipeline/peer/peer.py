@@ -18,6 +18,9 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.device import measure_free_bytes, resolve_device
 from distllm.engine.interface import StepOutput
 from distllm.engine.pipeline.delivery import Refused, deliver
+from distllm.engine.pipeline.measuring.link_probing import probe_links
+from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
+from distllm.engine.pipeline.measuring.surveyor import Surveyor
 from distllm.engine.pipeline.messages import (
     CONTROL,
     STEP,
@@ -30,10 +33,13 @@ from distllm.engine.pipeline.messages import (
     FenceFailed,
     Hello,
     Keep,
+    LayerSample,
     Load,
     Loaded,
     LoadFailed,
     Loading,
+    Measure,
+    ProbeLinks,
     Result,
     StageConfig,
     StepHeader,
@@ -69,7 +75,9 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
-    """`directory` holds its identity, `weights` say what its stages are loaded from, `here` what they run on.
+    """`directory` holds its identity and what it measured.
+
+    `weights` say what its stages are loaded from, `here` what they run on.
 
     It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
     """
@@ -101,6 +109,9 @@ class Peer:
         self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
         self._stages = LoadedStages(self._weights, here, self._loading)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
+        self._surveyor = Surveyor(
+            here, measure_free_bytes(resolve_device(here.device)), directory / "measured", self._compute
+        )
         self._uplink: Http2Client | None = None
         self._successors: dict[PeerId, Http2Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +135,8 @@ class Peer:
 
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts}, {}, {})
+        probed = {PROBE_PATH: answer_probe(self._max_bytes)}
+        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts, **probed}, {}, {})
         host, port = self._listen
         self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
         self._listen = (host, await self._server.start())
@@ -225,6 +237,10 @@ class Peer:
                 self._stages.keep(configs)
             case Fence():
                 self._begin(self._join_epoch(message))
+            case Measure(sample=sample):
+                self._begin(self._measure(sample))
+            case ProbeLinks():
+                self._begin(self._probe(message))
             case Dismiss(reason=reason):
                 self._leave(reason)
 
@@ -257,6 +273,15 @@ class Peer:
             self._begin(self._tell(Loading(config=config, activity=activity, done=done)))
 
         return await self._stages.get(config, on_progress)
+
+    async def _measure(self, sample: LayerSample) -> None:
+        await self._tell(await self._surveyor.measure(sample))
+
+    async def _probe(self, request: ProbeLinks) -> None:
+        coordinator = self._coordinator if request.to_coordinator else None
+        ends = [Address(PeerId(it.peer_id), it.host, it.port) for it in request.to_peers]
+        here = self._identity.peer_id
+        await self._tell(await probe_links(here, coordinator, ends, self._connect))
 
     async def _join_epoch(self, fence: Fence) -> None:
         try:

@@ -98,7 +98,19 @@ def load_stage(config: StageConfig, here: EngineConfig, on_progress: Progress) -
     Raises CheckpointError, OutOfMemory or ValueError, each with one line for the operator.
     """
     started_s = time.monotonic()
-    engine = replace(
+    engine = engine_config(config, here)
+    layers = LayerRange(config.begin, config.end, config.num_layers)
+    served = prepare_model(engine, on_progress, layers=layers)
+    need = served.pool_need(engine)
+    pool = served.pool_config(engine, need.block_bytes)
+    num_blocks = size_pool(pool, need, measure_free_bytes(served.device))
+    load_s = time.monotonic() - started_s
+    return Stage(served, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))
+
+
+def engine_config(config: StageConfig, here: EngineConfig) -> EngineConfig:
+    """How a stage is loaded from and on what `here` says of this machine."""
+    return replace(
         here,
         dtype=config.dtype,
         kv_cache_dtype=config.kv_cache_dtype,
@@ -108,10 +120,3 @@ def load_stage(config: StageConfig, here: EngineConfig, on_progress: Progress) -
         max_num_batched_tokens=config.max_num_batched_tokens,
         numerics=config.numerics,
     )
-    layers = LayerRange(config.begin, config.end, config.num_layers)
-    served = prepare_model(engine, on_progress, layers=layers)
-    need = served.pool_need(engine)
-    pool = served.pool_config(engine, need.block_bytes)
-    num_blocks = size_pool(pool, need, measure_free_bytes(served.device))
-    load_s = time.monotonic() - started_s
-    return Stage(served, served.info(num_blocks, need.block_bytes, served.weight_bytes, load_s))

@@ -2,16 +2,21 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import msgspec
 
 from distllm.engine.interface import ChunkOutput, ExecutorInfo, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.placer import Placer
+from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import STEP, Endpoint, Fence, Load, Result, StageConfig, StepHeader, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.frame import Frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.scheduler.slot_executor import executor_info
 
 WHOLE = StageConfig(
@@ -116,3 +121,9 @@ class FakePeer:
         output = StepOutput(step.step_id, [ChunkOutput(chunk.sequence_id, TOKEN) for chunk in step.chunks])
         result = Result(epoch=header.epoch, number=header.number, output=output)
         self._pipeline.take_result(PeerId(sender or last_stage), result)
+
+
+def placer_without_measurements(members: Members, num_stages: int, state_dir: Path) -> Placer:
+    """Divides the model evenly at once, as its peers measure nothing."""
+    settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), num_stages=num_stages)
+    return Placer(members, Survey(members, SAMPLE), WHOLE, settings, patience_s=0.0)

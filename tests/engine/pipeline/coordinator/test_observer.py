@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.events import EventLog
@@ -13,16 +15,17 @@ from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.engine.pipeline.messages import Beat, Work
 from distllm.engine.pipeline.security.peer_id import PeerId
-from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer
+from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer, placer_without_measurements
 from tests.engine.pipeline.waiting import until
 
 
 class ObservedCluster:
     """A pipeline and its peers by name. Peers that join while not `loads` never have their layers."""
 
-    def __init__(self, num_stages: int) -> None:
+    def __init__(self, num_stages: int, state_dir: Path) -> None:
         self.members, self.events = Members(), EventLog()
-        self.pipeline = Pipeline(self.members, WHOLE, num_stages, silence_s=60.0, events=self.events)
+        self.placer = placer_without_measurements(self.members, num_stages, state_dir)
+        self.pipeline = Pipeline(self.members, WHOLE, self.placer, silence_s=60.0, events=self.events)
         self.observer = Observer(self.members, self.pipeline, WHOLE, num_stages, self.events)
         self.peers: dict[str, FakePeer] = {}
         self.loads = True
@@ -47,16 +50,19 @@ class ObservedCluster:
 @asynccontextmanager
 async def observed(num_stages: int, *names: str) -> AsyncIterator[ObservedCluster]:
     """A pipeline that runs over peers of these names."""
-    cluster = ObservedCluster(num_stages)
-    running = asyncio.create_task(cluster.pipeline.run())
-    for name in names:
-        cluster.join(name)
-    try:
-        yield cluster
-    finally:
-        running.cancel()
-        for peer in cluster.peers.values():
-            peer.leave()
+    with TemporaryDirectory() as state_dir:
+        cluster = ObservedCluster(num_stages, Path(state_dir))
+        running = asyncio.gather(cluster.pipeline.run(), cluster.placer.run(cluster.pipeline.present))
+        for name in names:
+            cluster.join(name)
+        try:
+            yield cluster
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            for peer in cluster.peers.values():
+                peer.leave()
 
 
 def step(step_id: int, num_computed: int = 0, num_tokens: int = 8) -> StepInput:

@@ -1,8 +1,11 @@
 """A pipeline forms, goes on when stages are lost, shrinks and grows; no step is lost on the way."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,23 +13,49 @@ from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInp
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.placer import Placer
+from distllm.engine.pipeline.coordinator.survey import Survey
+from distllm.engine.pipeline.messages import Measured, Probed
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
+from distllm.engine.pipeline.security import peer_id as certified
+from distllm.engine.pipeline.settings import ClusterSettings
 from tests.engine.pipeline.coordinator.fake_peers import TOKEN, WHOLE, FakePeer
+from tests.engine.pipeline.coordinator.peers import SAMPLE, times
+from tests.engine.pipeline.placement.clusters import model
 from tests.engine.pipeline.waiting import TIMEOUT_S, until
 
 SILENCE_S = 0.3
 
 
 class Cluster:
-    """A pipeline of two stages and the peers that a test lets in."""
+    """A pipeline and the peers that a test lets in, whose layers take no time unless it says so.
 
-    def __init__(self) -> None:
+    With `num_stages` the model is divided evenly; without, once it is known how fast everybody is.
+    """
+
+    def __init__(self, state_dir: Path, num_stages: int | None = 2) -> None:
         self.members = Members()
-        self.pipeline = Pipeline(self.members, WHOLE, 2, SILENCE_S, EventLog())
-        self.running = asyncio.create_task(self.pipeline.run())
+        settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), num_stages=num_stages)
+        self.survey = Survey(self.members, replace(SAMPLE, sizes=model(WHOLE.num_layers)))
+        patience_s = 0.0 if num_stages else TIMEOUT_S
+        placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
+        self.pipeline = Pipeline(self.members, WHOLE, placer, SILENCE_S, EventLog())
+        self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 
     def join(self, name: str) -> FakePeer:
         return FakePeer(self.members, self.pipeline, name)
+
+    def measure(self, name: str, layer_s: float, *others: str) -> None:
+        """Let a peer report how fast it is, and its links to these others."""
+        member, here = self.members[certified.PeerId(name)], PeerId(name)
+        ways = [(here, COORDINATOR), (COORDINATOR, here), *((here, PeerId(other)) for other in others)]
+        self.survey.ask()
+        self.survey.take(member, Measured(times=times(layer_s), free_bytes=1 << 30))
+        self.survey.ask()
+        links = tuple(Link(source, target, 0.0001, 1e9) for source, target in ways)
+        self.survey.take(member, Probed(links=links, unreachable={}))
+        self.members.changed.set()
 
     def submit(self) -> "Future[StepOutput]":
         """A step that computes a prompt of three tokens."""
@@ -41,10 +70,12 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
-    cluster = Cluster()
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path)
     yield cluster
     cluster.running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await cluster.running
 
 
 async def answered(future: "Future[StepOutput]") -> None:
@@ -183,3 +214,61 @@ async def test_a_peer_that_cannot_load_makes_way_for_another(cluster: Cluster) -
     await cluster.ready()
     assert third.fences
     assert not unable.fences
+
+
+@pytest.fixture
+async def measured(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path, num_stages=None)
+    yield cluster
+    cluster.running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await cluster.running
+
+
+async def test_a_better_plan_is_taken_when_a_peer_joins_and_no_step_is_lost(measured: Cluster) -> None:
+    first = measured.join("a")
+    measured.measure("a", 0.001)
+    await measured.ready()
+    assert [(config.begin, config.end) for config in first.loads] == [(0, 6)]
+    first.withholds = True
+    future = measured.submit()
+    await until(lambda: first.steps)
+    first.withholds = False
+    second = measured.join("b")
+    measured.measure("b", 0.001, "a")
+    measured.measure("a", 0.001, "b")
+    await until(lambda: second.fences)
+    spans = [(peer.fences[-1].config.begin, peer.fences[-1].config.end) for peer in (first, second)]
+    assert sorted(spans)[0][0] == 0
+    assert sorted(spans)[1] == (sorted(spans)[0][1], 6)
+    await answered(future)
+    assert len(second.fences) == 1, "a plan is changed to once"
+    await answered(measured.submit())
+
+
+async def test_a_better_plan_that_cannot_be_loaded_leaves_what_serves_alone(measured: Cluster) -> None:
+    first = measured.join("a")
+    measured.measure("a", 0.001)
+    await measured.ready()
+    second = measured.join("b")
+    second.refuses_loading = "no memory"
+    measured.measure("b", 0.001, "a")
+    measured.measure("a", 0.001, "b")
+    await until(lambda: any((config.begin, config.end) != (0, 6) for config in second.loads))
+    await asyncio.sleep(2 * SILENCE_S)
+    assert len(first.fences) == 1
+    assert not second.fences
+    await answered(measured.submit())
+
+
+async def test_a_slow_peer_that_joins_stands_by(measured: Cluster) -> None:
+    first = measured.join("a")
+    measured.measure("a", 0.001)
+    await measured.ready()
+    second = measured.join("b")
+    measured.measure("b", 0.05, "a")
+    measured.measure("a", 0.001, "b")
+    await until(lambda: second.loads)
+    await asyncio.sleep(2 * SILENCE_S)
+    assert len(first.fences) == 1
+    assert [(config.begin, config.end) for config in second.loads] == [(0, 6)]

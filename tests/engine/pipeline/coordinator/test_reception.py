@@ -21,6 +21,11 @@ from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 
+
+def ignore(*_: object) -> None:
+    """What nothing is done with."""
+
+
 PEER = PeerId("peer-1")
 MAX_BYTES = 1 << 20
 
@@ -36,7 +41,7 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, 0.25, note, lambda *_: None, self.events)
+        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events)
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:

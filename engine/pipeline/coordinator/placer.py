@@ -1,0 +1,234 @@
+"""Keeps a plan of who serves which layers: by what the survey found, or evenly while that does not tell."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distllm.engine.interface import BLOCK_SIZE
+from distllm.engine.pipeline.coordinator.division import Seat, divide_evenly, plan_of, seats_of
+from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.survey import Survey
+from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.placement.measurements import Cluster
+from distllm.engine.pipeline.placement.plan import Workload
+from distllm.engine.pipeline.placement.plan_record import PlanRecord, predict_serving, utc_now, write_record
+from distllm.engine.pipeline.placement.prediction import Prediction
+from distllm.engine.pipeline.placement.report import report
+from distllm.engine.pipeline.placement.search import Found, NothingFits, SearchResult, search_plan
+from distllm.engine.pipeline.placement.what_if import pays_back
+from distllm.engine.pipeline.settings import ClusterSettings
+
+logger = logging.getLogger("distllm.pipeline")
+
+_LOOK_S = 0.25
+_HORIZON_S = 600.0
+"""Within which a better plan must pay back what changing to it costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Whom the pipeline could use now, and who has a seat.
+
+    `num_blocks` are those of its KV pool, 0 before it has one; `reload_s` is how long loading stages took.
+    """
+
+    peer_ids: tuple[str, ...]
+    serving: tuple[Seat, ...] = ()
+    num_blocks: int = 0
+    reload_s: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every stage is served."""
+        return bool(self.serving) and all(seat.peer in self.peer_ids for seat in self.serving)
+
+
+@dataclass(frozen=True, slots=True)
+class _Situation:
+    """All that a plan follows from."""
+
+    present: Present
+    cluster: Cluster
+    workload: Workload
+    num_stages: int | None
+    is_settled: bool
+
+
+class Placer:
+    """`run` it; `seats` and `better` are then what the pipeline should be.
+
+    A model that is not served yet waits for peers to be measured, but no longer than `patience_s`.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        survey: Survey,
+        whole: StageConfig,
+        settings: ClusterSettings,
+        patience_s: float = 30.0,
+    ) -> None:
+        self._members = members
+        self._survey = survey
+        self._whole = whole
+        self._settings = settings
+        self._patience_s = patience_s
+        self._rejected: set[tuple[Seat, ...]] = set()
+        self._seats: dict[tuple[str, ...], list[Seat]] = {}
+        self._impatient_s: float | None = None
+        self._last: _Situation | None = None
+        self.better: list[Seat] | None = None
+        self.waits_for = "peers"
+
+    @property
+    def num_needed(self) -> int:
+        """Peers without whom nothing is planned at first."""
+        return max(self._settings.min_peers, self._settings.num_stages or 1)
+
+    def seats(self, peer_ids: tuple[str, ...]) -> list[Seat] | None:
+        """Stages for just these peers; None while that is not known, or there is nothing that would do."""
+        return self._seats.get(peer_ids)
+
+    def reject(self, seats: Sequence[Seat]) -> None:
+        """Never propose these again: a peer could not load its layers."""
+        self._rejected.add(tuple(seats))
+        self._seats = {peer_ids: kept for peer_ids, kept in self._seats.items() if kept != list(seats)}
+        self.better = self._last = None
+
+    async def run(self, look: Callable[[], Present]) -> None:
+        """Plan anew whenever something changes that matters to a plan, for ever."""
+        while True:
+            await self.plan(look())
+            await self._members.wait_for_change(_LOOK_S)
+
+    async def plan(self, present: Present) -> None:
+        """Plan anew unless nothing has changed that matters."""
+        situation = self._situation(present)
+        if situation == self._last:
+            return
+        self._decide(situation, await self._searched(situation))
+        self._last = situation
+        await asyncio.to_thread(self._write, situation)
+        self._members.changed.set()
+
+    def _situation(self, present: Present) -> _Situation:
+        wanted = self._settings.num_stages
+        if wanted is not None and present.serving:
+            wanted = min(wanted, len(present.peer_ids)) or None
+        is_settled = bool(present.serving) or self._is_settled(present)
+        cluster = self._survey.cluster(present.peer_ids)
+        return _Situation(present, cluster, self._workload(present), wanted, is_settled)
+
+    def _is_settled(self, present: Present) -> bool:
+        """Whether enough peers are here, and all of them are measured, or that takes too long."""
+        if len(present.peer_ids) < self.num_needed:
+            self._impatient_s = None
+            self.waits_for = f"peers: {len(present.peer_ids)} of {self.num_needed} are here"
+            return False
+        self.waits_for = "peers to measure themselves"
+        if self._impatient_s is None:
+            self._impatient_s = time.monotonic() + self._patience_s
+        return self._survey.is_settled(present.peer_ids) or time.monotonic() >= self._impatient_s
+
+    def _workload(self, present: Present) -> Workload:
+        """The usual one as far as the model and the scheduler go; every plan has room for a sequence at least."""
+        longest = self._whole.max_model_len
+        return Workload(
+            prompt_tokens=min(512, max(1, 2 * longest // 3)),
+            output_tokens=min(256, max(1, longest // 3)),
+            chunk_tokens=self._whole.max_num_batched_tokens,
+            num_streams=min(8, self._whole.max_num_seqs),
+            max_in_flight=max(1, len(present.peer_ids)),
+            min_blocks=max(present.num_blocks, -(-longest // BLOCK_SIZE)),
+        )
+
+    async def _searched(self, situation: _Situation) -> SearchResult | None:
+        """None where there is nothing to search among.
+
+        Where stages are lost, a plan that may have too little room is better than none: its peers will tell.
+        """
+        if not situation.cluster.peers or not situation.is_settled:
+            return None
+        present = situation.present
+        result = await self._search(situation, situation.workload)
+        if isinstance(result, NothingFits) and present.serving and not present.is_whole:
+            return await self._search(situation, self._workload(replace(present, num_blocks=0)))
+        return result
+
+    async def _search(self, situation: _Situation, workload: Workload) -> SearchResult:
+        objective = self._settings.objective
+        return await asyncio.to_thread(search_plan, situation.cluster, workload, objective, situation.num_stages)
+
+    def _decide(self, situation: _Situation, result: SearchResult | None) -> None:
+        present = situation.present
+        self._seats, self.better = {}, None
+        if present.is_whole:
+            self.better = self._worthwhile(situation, result)
+        elif situation.is_settled and (seats := self._chosen(situation, result)) is not None:
+            self._seats = {present.peer_ids: seats}
+
+    def _chosen(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
+        """What to serve with where nothing is served, or too few peers take part."""
+        objective = self._settings.objective
+        if isinstance(result, Found) and tuple(seats_of(result.plan)) not in self._rejected:
+            logger.info("the best plan for %s: %s", objective, _in_words(result.prediction))
+            return seats_of(result.plan)
+        if isinstance(result, NothingFits):
+            self.waits_for = "; ".join(line.strip() for line in report(result, situation.workload, objective))
+            logger.warning("no plan: %s", self.waits_for)
+            return None
+        peer_ids = situation.present.peer_ids
+        num_stages = min(situation.num_stages or len(peer_ids), self._whole.num_layers)
+        if not 0 < num_stages <= len(peer_ids):
+            return None
+        reason = "the best plan could not be loaded" if result else "no peer has measured itself"
+        logger.warning("dividing the model evenly over %d peers, as %s", num_stages, reason)
+        layers = divide_evenly(self._whole.num_layers, num_stages)
+        seats = [Seat(span, peer_id) for span, peer_id in zip(layers, peer_ids, strict=False)]
+        return None if tuple(seats) in self._rejected else seats
+
+    def _worthwhile(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
+        """A plan to change to from the one that serves."""
+        present, objective = situation.present, self._settings.objective
+        if situation.num_stages is not None and len(present.serving) < situation.num_stages:
+            return self._chosen(situation, result)
+        served = predict_serving(situation.cluster, plan_of(present.serving), situation.workload)
+        if served is None or not isinstance(result, Found):
+            return None
+        seats = seats_of(result.plan)
+        if seats == list(present.serving) or tuple(seats) in self._rejected:
+            return None
+        if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective):
+            return None
+        logger.info("a better plan for %s: %s", objective, _in_words(result.prediction))
+        return seats
+
+    def _write(self, situation: _Situation) -> None:
+        present = situation.present
+        serving = plan_of(present.serving) if present.is_whole else None
+        record = PlanRecord(
+            written_at=utc_now(),
+            model=self._whole.model,
+            cluster=situation.cluster,
+            workload=situation.workload,
+            objective=self._settings.objective,
+            num_stages=situation.num_stages,
+            serving=serving,
+            served=predict_serving(situation.cluster, serving, situation.workload),
+            unmeasured=self._survey.unmeasured(),
+        )
+        try:
+            write_record(record, Path(self._settings.state_dir))
+        except OSError as error:
+            logger.warning("the plan cannot be written: %s", error)
+
+
+def _in_words(prediction: Prediction) -> str:
+    chain = " -> ".join(f"{stage.peer_id} [{stage.begin}, {stage.end})" for stage in prediction.stages)
+    return (
+        f"{chain}; predicted TTFT {1000 * prediction.ttft_s:.1f} ms, TPOT {1000 * prediction.tpot_s:.1f} ms, "
+        f"{prediction.tokens_per_s:.0f} tokens/s, bound by {prediction.binding_limit}"
+    )

@@ -1,0 +1,55 @@
+"""A peer's part in the survey: times a layer when the coordinator asks, once for each model."""
+
+import asyncio
+import hashlib
+import logging
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from distllm.engine.config import EngineConfig
+from distllm.engine.durable import write_private
+from distllm.engine.pipeline.measuring.layer_timing import time_layer
+from distllm.engine.pipeline.messages import LayerSample, Measured, MeasureFailed
+from distllm.engine.pipeline.placement.measuring import ComputeTimes
+
+logger = logging.getLogger("distllm.pipeline")
+
+_decode_times = msgspec.json.Decoder(ComputeTimes)
+
+
+class Surveyor:
+    """`directory` keeps what was measured. Layers are timed in `compute`, where stages are computed too."""
+
+    def __init__(self, here: EngineConfig, free_bytes: int, directory: Path, compute: Executor) -> None:
+        self._here = here
+        self._free_bytes = free_bytes
+        self._directory = directory
+        self._compute = compute
+
+    async def measure(self, sample: LayerSample) -> Measured | MeasureFailed:
+        """What a layer takes, or took before."""
+        loop = asyncio.get_running_loop()
+        try:
+            times = await loop.run_in_executor(self._compute, self._timed, sample)
+        except Exception as error:  # whatever a model chokes on; it may be served all the same
+            logger.warning("a layer could not be timed", exc_info=error)
+            return MeasureFailed(reason=str(error) or type(error).__name__)
+        return Measured(times=times, free_bytes=self._free_bytes)
+
+    def _timed(self, sample: LayerSample) -> ComputeTimes:
+        known = self._directory / f"{self._key(sample)}.json"
+        try:
+            return _decode_times.decode(known.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            pass
+        self._directory.mkdir(parents=True, exist_ok=True)
+        times = time_layer(sample, self._here, self._directory)
+        write_private(known, msgspec.json.encode(times))
+        return times
+
+    def _key(self, sample: LayerSample) -> str:
+        """Other layers, devices and threads take other times."""
+        here = (self._here.device, self._here.num_threads, self._here.attention_backend)
+        return hashlib.sha256(msgspec.msgpack.encode((sample, here))).hexdigest()[:32]
