@@ -139,7 +139,7 @@ def without_memory(cluster: Cluster, victim: PeerProcess) -> Iterator[None]:
 
 
 @contextmanager
-def disk_full(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
+def coordinator_disk_full(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
     """The coordinator can write no file while a machine wants to join. The machine is refused."""
     engine, unlimited = cluster.engine, resource.RLIM_INFINITY
     engine.rlimit(psutil.RLIMIT_FSIZE, (0, unlimited))
@@ -152,8 +152,30 @@ def disk_full(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
         cluster.peers.pop("newcomer").end()
 
 
+@contextmanager
+def peer_disk_full(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
+    """A machine joins, and then can write none of the weights that it is sent."""
+    newcomer = cluster.start_peer("newcomer")
+    try:
+        cluster.wait_until(lambda: "newcomer-" in _arrivals(cluster), "it is here")
+        process = psutil.Process(newcomer.process.pid)
+        process.rlimit(psutil.RLIMIT_FSIZE, (newcomer.log.stat().st_size, resource.RLIM_INFINITY))
+        cluster.wait_until(lambda: "newcomer-" in _refusals(cluster), "the peer says that it cannot load")
+        yield
+    finally:
+        cluster.peers.pop("newcomer").end()
+
+
+def _arrivals(cluster: Cluster) -> str:
+    return _lines_with(cluster, " is here, at ")
+
+
 def _refusals(cluster: Cluster) -> str:
-    return "\n".join(line for line in cluster.log().splitlines() if "cannot load its layers" in line)
+    return _lines_with(cluster, " cannot load its layers: ")
+
+
+def _lines_with(cluster: Cluster, words: str) -> str:
+    return "\n".join(line for line in cluster.log().splitlines() if words in line)
 
 
 def _to(victim: PeerProcess) -> list[Direction]:
@@ -205,10 +227,10 @@ FAULTS = (
     Fault("duplicate frames", unacknowledged),
     Fault("coordinator killed", coordinator_killed),
     Fault("out of memory", without_memory, phases=(Phase.LOAD,)),
-    Fault("disk full", disk_full, phases=(Phase.LOAD,)),
+    Fault("coordinator's disk", coordinator_disk_full, phases=(Phase.LOAD,)),
+    Fault("peer's disk", peer_disk_full, phases=(Phase.LOAD,)),
 )
 NOT_SUPPORTED = (
     "the coordinator's machine lost, its server started anew with the same --state: clients' streams end with it",
-    "disk full at a peer: peers write no weights yet",
 )
 """What the program says beside its table."""
