@@ -41,7 +41,7 @@ class Pipeline:
         self._silence_s = silence_s
         self._placer = placer
         self._events = events
-        self._numerics: dict[tuple[int, int], str] = {}
+        self._numerics = whole.numerics  # in which all stages compute, so that any peer can have any layers
         self._stages: list[Stage] = []
         self._is_serving = False
         self._unsent: list[NumberedStep] = []  # once all stages are in the epoch that is about to begin
@@ -154,8 +154,16 @@ class Pipeline:
         return self._config(layers) in self._members[PeerId(peer)].loaded
 
     def _config(self, layers: tuple[int, int]) -> StageConfig:
-        numerics = self._numerics.get(layers, self._whole.numerics)
-        return msgspec.structs.replace(self._whole, begin=layers[0], end=layers[1], numerics=numerics)
+        return msgspec.structs.replace(self._whole, begin=layers[0], end=layers[1], numerics=self._numerics)
+
+    def _fitting_config(self, seat: Seat) -> StageConfig:
+        """What the peer of a seat serves there, or has loaded for it in the right numerics, or should."""
+        if (present := self._present_config(seat)) is not None:
+            return present
+        for config, info in self._members[PeerId(str(seat.peer))].loaded.items():
+            if (config.begin, config.end) == seat.layers and info.numerics == self._numerics:
+                return config
+        return self._config(seat.layers)
 
     def _present_config(self, seat: Seat) -> StageConfig | None:
         """What the peer of a seat serves there already."""
@@ -169,7 +177,7 @@ class Pipeline:
         stages: list[Stage] = []
         for seat in seats:
             member = self._members[PeerId(str(seat.peer))]
-            config = self._present_config(seat) or self._config(seat.layers)
+            config = self._fitting_config(seat)
             if config in member.loaded:
                 stages.append(Stage(config, member.peer_id, member.boot, member.loaded[config]))
             elif config not in member.asked:
@@ -177,7 +185,12 @@ class Pipeline:
             if config in member.refused:
                 member.blame(member.refused[config])
                 self._placer.reject(seats)
-        return stages if len(stages) == len(seats) else None
+        return stages if len(stages) == len(seats) and self._agree(stages) else None
+
+    def _agree(self, stages: list[Stage]) -> bool:
+        """Whether all compute in the numerics of the first, as far as they can: else they are asked to."""
+        self._numerics = self._numerics or stages[0].info.numerics
+        return all(stage.config.numerics or stage.info.numerics == self._numerics for stage in stages)
 
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
@@ -190,8 +203,6 @@ class Pipeline:
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
         self._stages = stages
-        for stage, info in zip(stages, infos, strict=True):
-            self._numerics.setdefault((stage.config.begin, stage.config.end), info.numerics)
         self._fence(stages)
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,7 @@ class FakePeer:
         self.peer_id = PeerId(name)
         self._members, self._pipeline = members, pipeline
         self.loads: list[StageConfig] = []
+        self.numerics = "exact"  # what measures best here
         self.fences: list[Fence] = []
         self.steps: list[StepHeader] = []
         self.refuses_loading: str | None = None
@@ -107,7 +109,8 @@ class FakePeer:
         self._members.changed.set()
 
     def _info(self, config: StageConfig) -> ExecutorInfo:
-        return executor_info(30 if config.begin == 0 else 20, 16, 64)
+        info = executor_info(30 if config.begin == 0 else 20, 16, 64)
+        return replace(info, numerics=config.numerics or self.numerics)
 
     def answer_fence(self) -> None:
         self._members[self.peer_id].fenced = self.fences[-1].epoch

@@ -183,6 +183,19 @@ async def test_it_goes_on_over_fewer_peers_and_grows_again(cluster: Cluster) -> 
     await answered(cluster.submit())
 
 
+async def test_all_stages_compute_in_the_numerics_of_the_first(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    second.numerics = "another order of sums"
+    await cluster.ready()
+    assert [config.numerics for config in first.loads] == [None]
+    assert [config.numerics for config in second.loads] == [None, "exact"]
+    assert cluster.pipeline.ready.result().numerics == "exact"
+    second.leave()
+    await until(lambda: first.fences[-1].successor is None)
+    assert first.fences[-1].config.numerics == "exact", "the whole model too, once it is left alone"
+    await answered(cluster.submit())
+
+
 async def test_without_any_peer_steps_wait(cluster: Cluster) -> None:
     first, second = cluster.join("a"), cluster.join("b")
     await cluster.ready()
