@@ -80,6 +80,7 @@ class Placer:
         self._seats: dict[tuple[str, ...], list[Seat]] = {}
         self._impatient_s: float | None = None
         self._last: _Situation | None = None
+        self._has_planned = asyncio.Event()
         self.better: list[Seat] | None = None
         self.waits_for = "peers"
 
@@ -100,9 +101,7 @@ class Placer:
 
     async def run(self, look: Callable[[], Present]) -> None:
         """Plan anew whenever something changes that matters to a plan, for ever."""
-        while True:
-            await self.plan(look())
-            await self._members.wait_for_change(_LOOK_S)
+        await asyncio.gather(self._plan_forever(look), self._keep_record())
 
     async def plan(self, present: Present) -> None:
         """Plan anew unless nothing has changed that matters."""
@@ -111,8 +110,29 @@ class Placer:
             return
         self._decide(situation, await self._searched(situation))
         self._last = situation
-        await asyncio.to_thread(self._write, situation)
+        self._has_planned.set()
         self._members.changed.set()
+
+    async def write_record(self) -> None:
+        """Keep what is known now for `distllm cluster plan`."""
+        if self._last is None:
+            return
+        try:
+            await asyncio.to_thread(write_record, self._record(self._last), Path(self._settings.state_dir))
+        except OSError as error:
+            logger.warning("the plan cannot be written: %s", error)
+
+    async def _plan_forever(self, look: Callable[[], Present]) -> None:
+        while True:
+            await self.plan(look())
+            await self._members.wait_for_change(_LOOK_S)
+
+    async def _keep_record(self) -> None:
+        """Write each plan, while a slow disk holds up no other."""
+        while True:
+            await self._has_planned.wait()
+            self._has_planned.clear()
+            await self.write_record()
 
     def _situation(self, present: Present) -> _Situation:
         wanted = self._settings.num_stages
@@ -206,10 +226,10 @@ class Placer:
         logger.info("a better plan for %s: %s", objective, _in_words(result.prediction))
         return seats
 
-    def _write(self, situation: _Situation) -> None:
+    def _record(self, situation: _Situation) -> PlanRecord:
         present = situation.present
         serving = plan_of(present.serving) if present.is_whole else None
-        record = PlanRecord(
+        return PlanRecord(
             written_at=utc_now(),
             model=self._whole.model,
             cluster=situation.cluster,
@@ -220,10 +240,6 @@ class Placer:
             served=predict_serving(situation.cluster, serving, situation.workload),
             unmeasured=self._survey.unmeasured(),
         )
-        try:
-            write_record(record, Path(self._settings.state_dir))
-        except OSError as error:
-            logger.warning("the plan cannot be written: %s", error)
 
 
 def _in_words(prediction: Prediction) -> str:

@@ -50,7 +50,7 @@ class ObservedCluster:
 @asynccontextmanager
 async def observed(num_stages: int, *names: str) -> AsyncIterator[ObservedCluster]:
     """A pipeline that runs over peers of these names."""
-    with TemporaryDirectory() as state_dir:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as state_dir:  # a plan may still be being written
         cluster = ObservedCluster(num_stages, Path(state_dir))
         running = asyncio.gather(cluster.pipeline.run(), cluster.placer.run(cluster.pipeline.present))
         for name in names:

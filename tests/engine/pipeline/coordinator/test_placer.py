@@ -200,6 +200,7 @@ async def test_what_is_known_is_kept_for_the_operator(peers: Peers, tmp_path: Pa
     peers.join(B)
     placer = placer_of(peers, tmp_path)
     await placer.plan(Present((A, B), ALL_ON_A, num_blocks=64))
+    await placer.write_record()
     record = read_record(tmp_path)
     assert record.unmeasured == {B: "it has not measured itself yet"}
     assert record.serving is not None
