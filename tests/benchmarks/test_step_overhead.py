@@ -6,13 +6,14 @@ from typing import cast
 import pytest
 
 from benchmarks.step_overhead import Counters, StepCost, step_cost
+from distllm.scheduler.latest import Latest
 from distllm.scheduler.stats import EngineStats
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 
 
 def exposition(stats: EngineStats) -> str:
-    engine = SimpleNamespace(stats=stats, num_restarts=0, loading=None, state="ready")
+    engine = SimpleNamespace(stats=stats, num_restarts=0, loading=None, state="ready", cluster=Latest(None))
     return Metrics(cast(Engine, engine), "tiny").render().decode()
 
 
