@@ -100,6 +100,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def without_effect(config: ClusterConfig) -> list[str]:
+    """A sentence for each setting that was changed and that nothing obeys yet."""
+    network, default = config.network, NetworkSection()
+    sentences = {
+        "timeout_seconds": "calls have time limits of their own",
+        "retry_attempts": "a call is tried again for as long as its answer is wanted",
+        "compression": "activations travel as they are",
+        "encryption": "connections stay encrypted",
+    }
+    return [
+        f"network.{name}: {getattr(network, name)} has no effect yet: {sentence}"
+        for name, sentence in sentences.items()
+        if getattr(network, name) != getattr(default, name)
+    ]
+
+
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
     """What the engine must know."""
     return ClusterSettings(

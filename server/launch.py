@@ -36,7 +36,7 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
-from distllm.server.cluster_config import cluster_settings, load_cluster_config
+from distllm.server.cluster_config import cluster_settings, load_cluster_config, without_effect
 from distllm.server.config import ClusterSection, EngineSection, Settings
 from distllm.server.dashboard.serving import show_cluster
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
@@ -136,6 +136,8 @@ def _cluster(cluster: ClusterSection) -> ClusterSettings | None:
     if cluster.coordinator is None:
         return None
     config = load_cluster_config(cluster.coordinator, cluster.allow_plaintext)
+    for sentence in without_effect(config):
+        logger.warning("%s: %s", cluster.coordinator, sentence)
     return cluster_settings(config, cluster.state or default_cluster_dir())
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distllm.server.cluster_config import ClusterConfig, load_cluster_config
+from distllm.server.cluster_config import ClusterConfig, NetworkSection, load_cluster_config, without_effect
 from distllm.server.config import InvalidSettings
 
 
@@ -127,3 +127,11 @@ def test_plaintext_elsewhere_has_to_be_insisted_on(tmp_path: Path, host: str) ->
     with pytest.raises(InvalidSettings, match=r"network\.encryption: must be true .*--allow-plaintext"):
         load_cluster_config(path)
     assert not load_cluster_config(path, allow_plaintext=True).network.encryption
+
+
+def test_settings_that_nothing_obeys_yet_are_named() -> None:
+    assert without_effect(ClusterConfig()) == []
+    network = NetworkSection(compression="fp8", encryption=False, heartbeat_interval_seconds=0.5)
+    compression, encryption = without_effect(ClusterConfig(network=network))
+    assert compression == "network.compression: fp8 has no effect yet: activations travel as they are"
+    assert encryption == "network.encryption: False has no effect yet: connections stay encrypted"

@@ -20,19 +20,7 @@ from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.scheduler.slot_executor import executor_info
 
-WHOLE = StageConfig(
-    model="fake",
-    fingerprint="",
-    begin=0,
-    end=6,
-    num_layers=6,
-    dtype="float32",
-    kv_cache_dtype="auto",
-    quantization=None,
-    max_model_len=64,
-    max_num_seqs=4,
-    max_num_batched_tokens=32,
-)
+WHOLE = msgspec.structs.replace(SAMPLE.whole, end=6, num_layers=6, max_model_len=64)
 TOKEN = 7
 _decode_message = msgspec.msgpack.Decoder(ToPeer)
 _decode_header = msgspec.msgpack.Decoder(StepHeader)
