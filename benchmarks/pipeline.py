@@ -45,7 +45,7 @@ class Bench:
         self._cores = sorted(os.sched_getaffinity(0))
 
     def report(self) -> Report:
-        throughput = self._throughputs()
+        throughput = list(self._throughputs())
         with self._cluster(num_stages=2, num_peers=3) as cluster:
             detection_ms = self._detection_ms(cluster)
             loss = self._loss(cluster)
@@ -57,10 +57,14 @@ class Bench:
             detection_ms=detection_ms,
         )
 
-    def _throughputs(self) -> list[Throughput]:
-        """One for each length of prompts."""
-        with self._pinned_cluster(num_stages=1) as one, self._pinned_cluster(num_stages=2) as two:
-            return [self._throughput(one, two, length) for length in self._options.num_prompt_tokens]
+    def _throughputs(self) -> Iterator[Throughput]:
+        """One for each length of prompts, which the coordinators are told of."""
+        for length in self._options.num_prompt_tokens:
+            with (
+                self._pinned_cluster(num_stages=1, num_prompt_tokens=length) as one,
+                self._pinned_cluster(num_stages=2, num_prompt_tokens=length) as two,
+            ):
+                yield self._throughput(one, two, length)
 
     def _throughput(self, one: Cluster, two: Cluster, num_prompt_tokens: int) -> Throughput:
         """The two take turns, so that what else the machine does is neither's alone."""
@@ -80,9 +84,15 @@ class Bench:
         )
 
     @contextmanager
-    def _pinned_cluster(self, num_stages: int) -> Iterator[Cluster]:
+    def _pinned_cluster(self, num_stages: int, num_prompt_tokens: int) -> Iterator[Cluster]:
         """A core for each stage; all else on the cores that are left, or on the same where there are no others."""
-        with self._cluster(num_stages, num_peers=num_stages) as cluster:
+        expected = {
+            "streams": self._options.num_streams,
+            "prompt_tokens": num_prompt_tokens,
+            "output_tokens": self._options.num_tokens,
+        }
+        settings = "".join(f", expected_{name}: {number}" for name, number in expected.items())
+        with self._cluster(num_stages, num_peers=num_stages, settings=settings) as cluster:
             for name, core in zip(cluster.stages, self._cores, strict=False):
                 _pin(cluster.peers[name].process.pid, {core})
             others = set(self._cores[2:] or self._cores)
@@ -150,13 +160,15 @@ class Bench:
         ]
 
     @contextmanager
-    def _cluster(self, num_stages: int, num_peers: int, is_behind_links: bool = False) -> Iterator[Cluster]:
+    def _cluster(
+        self, num_stages: int, num_peers: int, is_behind_links: bool = False, settings: str = ""
+    ) -> Iterator[Cluster]:
         """Peers of one thread each, the last of them warm spares."""
         arguments = ["--served-model-name", _MODEL]
         with (
             tempfile.TemporaryDirectory() as directory,
             running_cluster(
-                Path(directory), num_stages=num_stages, model=self._model, arguments=arguments
+                Path(directory), num_stages=num_stages, model=self._model, arguments=arguments, settings=settings
             ) as cluster,
         ):
             for name in _NAMES[:num_peers]:

@@ -158,13 +158,13 @@ class Placer:
         return self._survey.is_settled(present.peer_ids) or time.monotonic() >= self._impatient_s
 
     def _workload(self, present: Present) -> Workload:
-        """The usual one as far as the model and the scheduler go; every plan has room for a sequence at least."""
-        longest = self._whole.max_model_len
+        """What is expected as far as model and scheduler go; every plan has room for a sequence at least."""
+        longest, expected = self._whole.max_model_len, self._settings
         return Workload(
-            prompt_tokens=min(512, max(1, 2 * longest // 3)),
-            output_tokens=min(256, max(1, longest // 3)),
+            prompt_tokens=min(expected.expected_prompt_tokens, max(1, 2 * longest // 3)),
+            output_tokens=min(expected.expected_output_tokens, max(1, longest // 3)),
             chunk_tokens=self._whole.max_num_batched_tokens,
-            num_streams=min(8, self._whole.max_num_seqs),
+            num_streams=min(expected.expected_streams, self._whole.max_num_seqs),
             max_in_flight=_MAX_STEPS_A_STAGE * max(1, len(present.peer_ids)),
             min_blocks=max(present.num_blocks, -(-longest // BLOCK_SIZE)),
         )
