@@ -181,7 +181,7 @@ def test_an_idle_loop_never_asks_for_messages_without_waiting() -> None:
 
 
 class ShuttingEngine(Engine):
-    """Asks for the end after the first report, with steps under way, one of them in the place of the one told of."""
+    """Asks for the end after the first report, with steps under way: one has begun in the place of the first."""
 
     def on_report(self, report: StepReport) -> None:
         self.inbox.put(Shutdown())
