@@ -8,6 +8,7 @@ from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.quantization.config import QuantizationConfig
 
 CONTROL: Final = 1
@@ -90,7 +91,8 @@ class Keep(Message, frozen=True, kw_only=True):
 class Fence(Message, frozen=True, kw_only=True):
     """Leave all earlier epochs, and be stage `number` of this one, with a KV pool of `num_blocks`.
 
-    Steps come from `predecessor`, None for the coordinator, and go to `successor`, None for the tail.
+    Steps come from `predecessor`, None for the coordinator, with activations in `codec_in`. They go on in
+    `codec_out` to `successor`, None for the tail, through the coordinator where that `is_relayed`.
     """
 
     epoch: int
@@ -99,6 +101,9 @@ class Fence(Message, frozen=True, kw_only=True):
     num_blocks: int
     predecessor: str | None
     successor: Endpoint | None
+    codec_in: CodecName = "none"
+    codec_out: CodecName = "none"
+    is_relayed: bool = False
 
 
 class Measure(Message, frozen=True, kw_only=True):
@@ -203,11 +208,12 @@ class Result(Message, frozen=True, kw_only=True):
 
 
 class EdgeDown(Message, frozen=True, kw_only=True):
-    """A stage cannot hand its activations on."""
+    """A stage cannot hand its activations on: there is no way to its successor, or that refuses them."""
 
     epoch: int
     successor: str
     reason: str
+    is_refusal: bool = False
 
 
 class Measured(Message, frozen=True, kw_only=True):
@@ -248,7 +254,10 @@ ToCoordinator = (
 
 
 class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A NumberedStep on its way: `step` is an encoded StepInput, which stages hand on as it is."""
+    """A NumberedStep on its way: `step` is an encoded StepInput, which stages hand on as it is.
+
+    `codec` is that of the activations with it.
+    """
 
     epoch: int
     number: int
@@ -256,3 +265,4 @@ class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
     last_stage: int
     is_rebuild: bool
     step: msgspec.Raw
+    codec: CodecName = "none"

@@ -47,6 +47,7 @@ from distllm.engine.pipeline.messages import (
     ToPeer,
     Welcome,
 )
+from distllm.engine.pipeline.peer.edge import STEP_PATH, Edges
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
 from distllm.engine.pipeline.peer.stage import Stage
@@ -113,7 +114,7 @@ class Peer:
             here, measure_free_bytes(resolve_device(here.device)), directory / "measured", self._compute
         )
         self._uplink: Http2Client | None = None
-        self._successors: dict[PeerId, Http2Client] = {}
+        self._edges = Edges(coordinator, self._connect)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -136,7 +137,7 @@ class Peer:
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)
         probed = {PROBE_PATH: answer_probe(self._max_bytes)}
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts, **probed}, {}, {})
+        app = PeerApp(self._max_bytes, {STEP_PATH: self._take_step, **source.posts, **probed}, {}, {})
         host, port = self._listen
         self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
         self._listen = (host, await self._server.start())
@@ -159,7 +160,7 @@ class Peer:
                 continue
             await self._stop_listening()
             await self._start_listening()
-            self._successors.clear()  # the next epoch connects with the new certificate
+            self._edges.forget()  # the next epoch connects with the new certificate
             logger.info("the certificate was renewed, until %s", f"{self._identity.expires_at:%F %T} UTC")
 
     async def _stay_connected(self) -> None:
@@ -287,25 +288,16 @@ class Peer:
         try:
             stage = await self._loaded_stage(fence.config)
             await asyncio.get_running_loop().run_in_executor(self._compute, stage.allocate, fence.num_blocks)
-            successor = None if fence.successor is None else await self._client_of(fence.successor)
+            edge = await self._edges.begin(fence)
         except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
             await self._tell(FenceFailed(epoch=fence.epoch, reason=str(error) or type(error).__name__))
             return
-        self._runner.begin_epoch(Epoch(fence, stage, successor))
+        self._runner.begin_epoch(Epoch(fence, stage, edge))
         await self._tell(Fenced(epoch=fence.epoch))
+        await self._edges.close_unused()
 
     async def _connect(self, address: Address) -> Http2Client:
         return await Http2Client.open(address, self._identity)
-
-    async def _client_of(self, endpoint: Endpoint) -> Http2Client:
-        peer_id = PeerId(endpoint.peer_id)
-        address = Address(peer_id, endpoint.host, endpoint.port)
-        known = self._successors.get(peer_id)
-        if known is None or known.address != address:
-            if known is not None:
-                await known.close()
-            self._successors[peer_id] = await self._connect(address)
-        return self._successors[peer_id]
 
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
         result = Result(epoch=header.epoch, number=header.number, output=output)

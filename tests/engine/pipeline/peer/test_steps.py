@@ -14,10 +14,11 @@ from torch import Tensor
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
 from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.messages import STEP, EdgeDown, Endpoint, Fence, FenceFailed, StepHeader
+from distllm.engine.pipeline.peer.edge import Edge
 from distllm.engine.pipeline.peer.stage import Stage, nothing_of
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
+from distllm.engine.pipeline.transport.client import Http2Client, Unreachable
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE
 from tests.engine.pipeline.waiting import until
@@ -44,8 +45,6 @@ class FakeStage:
 
 class Successor:
     """Stands for the client of the next stage."""
-
-    address = Address(PeerId("next"), "127.0.0.1", 1)
 
     def __init__(self) -> None:
         self.received: list[Frame] = []
@@ -75,8 +74,9 @@ class Peer:
         fence = Fence(epoch=epoch, config=WHOLE, number=1, num_blocks=8, predecessor="before", successor=None)
         if self.successor is not None:
             fence = msgspec.structs.replace(fence, successor=_endpoint())
-        client = cast(Http2Client | None, self.successor)
-        self.runner.begin_epoch(Epoch(fence, cast(Stage, self.stage), client))
+        client = cast(Http2Client, self.successor)
+        edge = None if self.successor is None else Edge(PeerId("next"), client, client)
+        self.runner.begin_epoch(Epoch(fence, cast(Stage, self.stage), edge))
 
     def take(
         self, epoch: int, number: int, sender: str = "before", first_stage: int = 0, last_stage: int = 3

@@ -1,0 +1,8 @@
+"""What codecs of activations are called. Importable without torch."""
+
+from typing import Literal
+
+CodecName = Literal["none", "fp8", "int8"]
+
+Compression = CodecName | Literal["auto"]
+"""A codec for every edge, or for each the one that is fastest there."""
