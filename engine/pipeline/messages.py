@@ -1,13 +1,15 @@
 """What a coordinator and its peers tell each other, beside activations. Every message is one frame."""
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
+from distllm.engine.pipeline.wire.codec_choice import CodecCost
 from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.quantization.config import QuantizationConfig
 
@@ -15,6 +17,12 @@ CONTROL: Final = 1
 """Kind of the frames whose header is one of the messages below."""
 STEP: Final = 2
 """Kind of the frames with a StepHeader, and the activations of its tokens unless for the first stage."""
+
+
+LINK_PATH: Final = "/v1/link"
+"""The stream of what the coordinator tells a peer."""
+BULK_PATH: Final = "/v1/bulk"
+"""A stream beside it, of steps that are so large that messages would wait for them."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -216,11 +224,21 @@ class EdgeDown(Message, frozen=True, kw_only=True):
     is_refusal: bool = False
 
 
+class Received(Message, frozen=True, kw_only=True):
+    """What a stage made of a step that was relayed to it: a status of `delivery`."""
+
+    epoch: int
+    number: int
+    status: Annotated[int, Meta(ge=200, lt=600)]
+
+
 class Measured(Message, frozen=True, kw_only=True):
-    """What a layer and the head take on this peer, and the memory that was free before it loaded anything."""
+    """What a layer and the head take on this peer, what codecs of activations cost there, and the memory that was
+    free before it loaded anything."""
 
     times: ComputeTimes
     free_bytes: int
+    codecs: dict[CodecName, CodecCost] = {}
 
 
 class MeasureFailed(Message, frozen=True, kw_only=True):
@@ -247,6 +265,7 @@ ToCoordinator = (
     | FenceFailed
     | Result
     | EdgeDown
+    | Received
     | Measured
     | MeasureFailed
     | Probed

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from distllm.engine.pipeline.placement.plan import Objective
+from distllm.engine.pipeline.wire.codec_names import Compression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +12,8 @@ class ClusterSettings:
 
     A model is divided over `num_stages` peers, or over as many as serve `objective` best; any others wait to take
     the place of one that fails. It is served once `min_peers` are here. `state_dir` holds the cluster's authority,
-    its tokens and its plan. A peer that is silent for `silence_s` counts as lost.
+    its tokens and its plan. A peer that is silent for `silence_s` counts as lost. Activations travel in
+    `compression`; `auto` may choose one that loses precision.
     """
 
     host: str
@@ -23,6 +25,7 @@ class ClusterSettings:
     max_peers: int = 16
     beat_s: float = 0.25
     max_message_bytes: int = 64 << 20
+    compression: Compression = "none"
 
     @property
     def silence_s(self) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distllm.engine.interface import StepInput, StepOutput
 from distllm.engine.pipeline.delivery import Refused, Status
-from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, StepHeader, Work
+from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, Received, StepHeader, Work
 from distllm.engine.pipeline.peer.edge import Edge
 from distllm.engine.pipeline.peer.stage import Stage, nothing_of
 from distllm.engine.pipeline.protocol.stage_ledger import StageLedger, Verdict
@@ -92,12 +92,22 @@ class StepRunner:
 
     def take(self, sender: str | None, frame: Frame) -> Status:
         """A step that has come from `sender`, None for the coordinator. Raises MalformedFrame."""
+        return self._offer(sender, frame.header(_decode_header), frame.tensors)
+
+    def take_from_coordinator(self, frame: Frame) -> Received | None:
+        """A step of the coordinator's, or one that it relays: what to tell it of that. Raises MalformedFrame."""
         header = frame.header(_decode_header)
+        status = self._offer(None, header, frame.tensors)
+        if self._epoch is None or self._epoch.fence.number == 0:
+            return None
+        return Received(epoch=header.epoch, number=header.number, status=status)
+
+    def _offer(self, sender: str | None, header: StepHeader, tensors: tuple[Tensor, ...]) -> Status:
         if self._epoch is not None and header.epoch == self.epoch:
             fence = self._epoch.fence
             if sender != fence.predecessor or header.codec not in ("none", fence.codec_in):
                 return Status.REFUSED
-        verdict = self._ledger.offer(header.epoch, header.number, (header, frame.tensors))
+        verdict = self._ledger.offer(header.epoch, header.number, (header, tensors))
         if verdict is Verdict.ACCEPTED:
             self._arrived.set()
         return _STATUS[verdict]

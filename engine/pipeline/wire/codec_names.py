@@ -4,5 +4,5 @@ from typing import Literal
 
 CodecName = Literal["none", "fp8", "int8"]
 
-Compression = CodecName | Literal["auto"]
+Compression = Literal["none", "fp8", "int8", "auto"]
 """A codec for every edge, or for each the one that is fastest there."""

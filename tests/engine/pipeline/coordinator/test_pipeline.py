@@ -14,6 +14,7 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
+from distllm.engine.pipeline.coordinator.routes import Routes
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import Measured, Probed
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
@@ -39,7 +40,8 @@ class Cluster:
         self.survey = Survey(self.members, replace(SAMPLE, sizes=model(WHOLE.num_layers)))
         patience_s = 0.0 if num_stages else TIMEOUT_S
         placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
-        self.pipeline = Pipeline(self.members, WHOLE, placer, SILENCE_S, EventLog())
+        routes = Routes(self.members, self.survey, "none")
+        self.pipeline = Pipeline(self.members, WHOLE, placer, routes, SILENCE_S, EventLog())
         self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 

@@ -41,7 +41,7 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events)
+        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, ignore, self.events)
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
