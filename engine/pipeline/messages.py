@@ -58,10 +58,11 @@ class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
 class LayerSample(msgspec.Struct, frozen=True, kw_only=True):
     """How a model's last layer and its head are stored: these are as fast with any weights.
 
-    `config_json` is the whole model's.
+    `config_json` is the whole model's. Activations of a token are `width` numbers.
     """
 
     stage: StageConfig
+    width: int
     config_json: bytes
     tensors: tuple[StoredSample, ...]
 

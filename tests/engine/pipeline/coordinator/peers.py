@@ -45,7 +45,7 @@ SAMPLE = ModelSample(
     sizes=model(8),
     kv_token_bytes=1,
     activation_bytes=1000,
-    sample=LayerSample(stage=msgspec.structs.replace(WHOLE, begin=7), config_json=b"{}", tensors=()),
+    sample=LayerSample(stage=msgspec.structs.replace(WHOLE, begin=7), width=64, config_json=b"{}", tensors=()),
 )
 
 
