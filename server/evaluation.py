@@ -41,8 +41,8 @@ def print_evaluation(
 ) -> int:
     """Print the figures of the model that `settings` name. Returns the exit status: 0, or 1 if there are none.
 
-    `against` is compared with as it is stored; with `stages`, the same stages without their codec are. The words are
-    those of `text`, or stories that the embedded model never saw, cut into windows of `window` tokens.
+    `against` is compared with as it is stored; with `stages`, the same stages without their codec are. The words
+    are those of `text`, or stories that the embedded model never saw, cut into windows of `window` tokens.
     """
     if window < 2:
         raise InvalidSettings(f"--window must be at least 2, not {window}")

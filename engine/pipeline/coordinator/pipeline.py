@@ -13,8 +13,8 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
-from distllm.engine.pipeline.coordinator.routes import Route, Routes
-from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
+from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
+from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
 from distllm.engine.pipeline.delivery import Status
@@ -122,16 +122,16 @@ class Pipeline:
         while True:
             stages = await self._seat()
             if await self._begin_epoch(stages):
-                self._tell_of(stages, time.monotonic() - stopped_s, was_loss)
+                self._tell_of(time.monotonic() - stopped_s, was_loss)
                 was_loss = await self._until_changed()
                 stopped_s = time.monotonic()
             else:
                 was_loss = self.ready.done()
             self._is_serving = False
 
-    def _tell_of(self, stages: list[Stage], stopped_s: float, was_loss: bool) -> None:
+    def _tell_of(self, stopped_s: float, was_loss: bool) -> None:
         """That steps run again, which none did for `stopped_s`."""
-        chain = chain_of(stages)
+        chain = chain_of(self._stages, self._routes)
         logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
         if was_loss:
             self._events.note_recovery(chain, stopped_s)

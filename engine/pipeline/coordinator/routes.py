@@ -25,6 +25,17 @@ class Route:
         return self.link is None
 
 
+def chain_of(stages: Sequence[Stage], routes: Sequence[Route]) -> str:
+    """Peers and their layers in a line, with how activations go between them where that is not as they are."""
+    links: list[str] = []
+    for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
+        codec = [] if route.codec == "none" else [f"in {route.codec}"]
+        if number and (way := [*([] if route.is_direct else ["relayed"]), *codec]):
+            links.append(", ".join(way))
+        links.append(f"{stage.peer_id} [{stage.config.begin}, {stage.config.end})")
+    return " -> ".join(links)
+
+
 class Routes:
     """Knows from `survey` who reaches whom. The codec of a boundary between layers never changes.
 
