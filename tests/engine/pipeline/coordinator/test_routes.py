@@ -58,7 +58,7 @@ def measure(peers: Peers, name: PeerId, other: PeerId, bytes_per_s: float) -> No
 
 
 async def test_until_more_is_known_stages_send_straight_to_each_other(peers: Peers) -> None:
-    assert routes_of(peers).of(stages_over(A, B)) == [Route(link=0), Route()]
+    assert routes_of(peers).of(stages_over(A, B)) == [Route(link=1), Route()]
 
 
 async def test_what_cannot_be_reached_is_relayed_to_and_nothing_else(peers: Peers) -> None:
