@@ -227,9 +227,12 @@ class Pipeline:
         self._unsent = self._log.begin_epoch(held)
         self._stages, self._routes = stages, self._find_routes(stages)
         self._fence()
+        links = self._links()
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._blame_lost() or time.monotonic() > give_up_s:
+            if self._blame_lost() or self._are_routes_broken() or time.monotonic() > give_up_s:
+                return False
+            if self._links() != links:  # a fence may be lost with the link that it was sent down
                 return False
             await self._members.wait_for_change(_LOOK_S)
         self._is_serving = True
@@ -238,6 +241,9 @@ class Pipeline:
         if not self.ready.done():
             self.ready.set_result(self._info)
         return True
+
+    def _links(self) -> list[int]:
+        return [self._members[stage.peer_id].num_links for stage in self._stages]
 
     def _fence(self) -> None:
         assert self._log is not None

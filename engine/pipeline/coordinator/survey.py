@@ -19,15 +19,23 @@ logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 1.0
 _PROBE_TIMEOUT_S = 120.0
-_PROBE_AGAIN_S = 60.0
-"""How long an end that could not be reached is left alone."""
+_PROBE_AGAIN_S = (60.0, 3600.0)
+"""How long an end that could not be reached is left alone: at first, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Unreachable:
-    """No link, when that was found out by time.monotonic()."""
+    """No link, and when that is to be tried again, by time.monotonic(); after `pause_s`."""
 
-    since_s: float
+    pause_s: float
+    until_s: float
+
+    @classmethod
+    def after(cls, before: "Link | _Unreachable | None") -> "_Unreachable":
+        """Found out now, of an end that was known as `before`."""
+        first_s, longest_s = _PROBE_AGAIN_S
+        pause_s = min(2 * before.pause_s, longest_s) if isinstance(before, _Unreachable) else first_s
+        return cls(pause_s, time.monotonic() + pause_s)
 
 
 @dataclass(slots=True)
@@ -76,12 +84,13 @@ class Survey:
                 logger.warning("%s could not time a layer: %s", member.peer_id, reason)
             case Probed(links=links, unreachable=unreachable):
                 self._probing = None
-                peer.links.update({PeerId(end): _Unreachable(time.monotonic()) for end in unreachable})
+                ends = map(PeerId, unreachable)
+                peer.links.update({end: _Unreachable.after(peer.links.get(end)) for end in ends})
                 for link in links:
                     self._take_link(peer, PeerId(member.peer_id), link)
             case EdgeDown(successor=successor):
                 peer.boots[PeerId(successor)] = self._members[CertifiedId(successor)].boot
-                peer.links[PeerId(successor)] = _Unreachable(time.monotonic())
+                peer.links[PeerId(successor)] = _Unreachable.after(None)
 
     def reaches(self, source: Member, target: Member) -> bool:
         """Whether a peer can send to another, as far as that is not known to be otherwise."""
@@ -191,9 +200,9 @@ class Survey:
 
     def _doubtful(self, member: Member, members: list[Member]) -> list[Member | None]:
         """Which of these it could not reach some time ago, and may now."""
-        before_s = time.monotonic() - _PROBE_AGAIN_S
+        now_s = time.monotonic()
         links = ((other, self._link(member, other)) for other in members)
-        return [other for other, link in links if isinstance(link, _Unreachable) and link.since_s < before_s]
+        return [other for other, link in links if isinstance(link, _Unreachable) and link.until_s <= now_s]
 
     def _measurements(self, peer_id: PeerId, member: Member) -> PeerMeasurements | None:
         peer = self._peer(member)

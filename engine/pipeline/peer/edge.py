@@ -37,42 +37,35 @@ class Edge:
 
 
 class Edges:
-    """The edge of the present epoch, which the next one keeps where it leads the same way."""
+    """Makes edges. That of the present epoch serves the next one too, where it leads the same way."""
 
     def __init__(self, coordinator: Address, connect: Connect) -> None:
         self._coordinator = coordinator
         self._connect = connect
-        self._edge: Edge | None = None
-        self._unused: list[Edge] = []
+        self._present: Edge | None = None
+        self._is_lasting = True
 
-    async def begin(self, fence: Fence) -> Edge | None:
-        """The edge of the epoch that `fence` begins, None for the last stage. Raises Unreachable."""
-        edge = await self._edge_of(fence)
-        if self._edge is not None and self._edge is not edge:
-            self._unused.append(self._edge)
-        self._edge = edge
-        return edge
-
-    def forget(self) -> None:
-        """Let the next epoch connect anew."""
-        if self._edge is not None:
-            self._unused.append(self._edge)
-        self._edge = None
-
-    async def close_unused(self) -> None:
-        """Close the edges of earlier epochs, once nothing of these is sent any more."""
-        unused, self._unused = self._unused, []
-        for edge in unused:
-            await edge.close()
-
-    async def _edge_of(self, fence: Fence) -> Edge | None:
+    async def to_successor(self, fence: Fence) -> Edge | None:
+        """The edge for the epoch of `fence`, None for the last stage. Raises Unreachable."""
         end = fence.successor
         if end is None:
             return None
         successor = PeerId(end.peer_id)
         address = self._coordinator if fence.is_relayed else Address(successor, end.host, end.port)
-        known = self._edge
-        if known is not None and (known.successor, known.decode.address) == (successor, address):
+        known = self._present
+        if (
+            known is not None
+            and self._is_lasting
+            and (known.successor, known.decode.address) == (successor, address)
+        ):
             return known
-        decode, bulk = await self._connect(address), await self._connect(address)
-        return Edge(successor, decode, bulk, fence.is_relayed)
+        return Edge(successor, await self._connect(address), await self._connect(address), fence.is_relayed)
+
+    def keep(self, edge: Edge | None) -> Edge | None:
+        """The epoch of `edge` has begun; the edge that is not used any more is given back, to be closed."""
+        before, self._present, self._is_lasting = self._present, edge, True
+        return None if before is edge else before
+
+    def forget(self) -> None:
+        """Let the next epoch connect anew."""
+        self._is_lasting = False

@@ -239,13 +239,20 @@ class Peer:
         try:
             stage = await self._loaded_stage(fence.config)
             await asyncio.get_running_loop().run_in_executor(self._compute, stage.allocate, fence.num_blocks)
-            edge = await self._edges.begin(fence)
         except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
             await self._tell(FenceFailed(epoch=fence.epoch, reason=str(error) or type(error).__name__))
             return
-        self._runner.begin_epoch(Epoch(fence, stage, edge))
+        try:
+            edge = await self._edges.to_successor(fence)
+        except Unreachable as error:
+            assert fence.successor is not None
+            await self._tell(EdgeDown(epoch=fence.epoch, successor=fence.successor.peer_id, reason=str(error)))
+            return
+        has_begun = self._runner.begin_epoch(Epoch(fence, stage, edge))
+        unused = self._edges.keep(edge) if has_begun else None
         await self._tell(Fenced(epoch=fence.epoch))
-        await self._edges.close_unused()
+        if unused is not None:
+            await unused.close()
 
     async def _connect(self, address: Address) -> Http2Client:
         return await Http2Client.open(address, self._identity)

@@ -86,9 +86,12 @@ class StepRunner:
     def epoch(self) -> int:
         return self._ledger.epoch
 
-    def begin_epoch(self, epoch: Epoch) -> None:
-        if self._ledger.begin_epoch(epoch.fence.epoch):
+    def begin_epoch(self, epoch: Epoch) -> bool:
+        """False where that has begun before, or a later one has."""
+        has_begun = self._ledger.begin_epoch(epoch.fence.epoch)
+        if has_begun:
             self._epoch = epoch
+        return has_begun
 
     def take(self, sender: str | None, frame: Frame) -> Status:
         """A step that has come from `sender`, None for the coordinator. Raises MalformedFrame."""

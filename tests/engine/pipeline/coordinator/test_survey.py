@@ -137,7 +137,8 @@ async def test_an_edge_that_failed_is_tried_again_after_a_while(
     assert (A, B) not in {(link.source, link.target) for link in peers.survey.cluster([A, B]).links}
     peers.survey.ask()
     assert peers.told(first) == [], "it was tried a moment ago"
-    monkeypatch.setattr(module, "_PROBE_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "_PROBE_AGAIN_S", (0.0, 0.0))
+    peers.survey.take(first, EdgeDown(epoch=2, successor=B, reason="refused"))
     peers.settle({A: 0.001, B: 0.001})
     assert peers.survey.reaches(first, second)
     assert (A, B) in {(link.source, link.target) for link in peers.survey.cluster([A, B]).links}
