@@ -1,12 +1,12 @@
 """What a coordinator and its peers tell each other, beside activations. Every message is one frame."""
 
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
+from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.pipeline.wire.codec_choice import CodecCost
@@ -226,11 +226,11 @@ class EdgeDown(Message, frozen=True, kw_only=True):
 
 
 class Received(Message, frozen=True, kw_only=True):
-    """What a stage made of a step that was relayed to it: a status of `delivery`."""
+    """What a stage made of a step that was relayed to it."""
 
     epoch: int
     number: int
-    status: Annotated[int, Meta(ge=200, lt=600)]
+    status: Status
 
 
 class Measured(Message, frozen=True, kw_only=True):

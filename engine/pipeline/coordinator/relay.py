@@ -62,7 +62,7 @@ class Relay:
         """What `sender` made of a step that was passed on to it."""
         under_way = self._under_way.get(sender, {}).get((receipt.epoch, receipt.number))
         if under_way is not None and not under_way.receipt.done():
-            under_way.receipt.set_result(Status(receipt.status))
+            under_way.receipt.set_result(receipt.status)
 
     async def _take(self, caller: PeerId | None, body: bytes) -> Reply:
         assert caller is not None

@@ -10,6 +10,7 @@ import pytest
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
+from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.messages import (
     BULK_PATH,
     CONTROL,
@@ -166,7 +167,7 @@ async def test_a_way_that_is_closed_is_nobody_s_fault_and_a_refusal_is_the_refus
     assert (other.trouble, coordinator.measured) == (None, [down])
     await coordinator.report(PEER, msgspec.structs.replace(down, is_refusal=True))
     assert (other.trouble, coordinator.measured) == ("refused", [down])
-    received = Received(epoch=1, number=2, status=200)
+    received = Received(epoch=1, number=2, status=Status.ACCEPTED)
     await coordinator.report(PEER, received)
     assert coordinator.received == [(PEER, received)]
 
