@@ -232,7 +232,7 @@ class Pipeline:
         links = self._links()
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._blame_lost() or self._are_routes_broken() or time.monotonic() > give_up_s:
+            if self._blame_lost() or self._changed_routes() or time.monotonic() > give_up_s:
                 return False
             if self._links() != links:  # a fence may be lost with the link that it was sent down
                 return False
@@ -281,18 +281,21 @@ class Pipeline:
         """
         self._have_forgotten()
         while self._better() is None:
-            if self._blame_lost() or self._are_routes_broken():
+            if self._blame_lost():
                 return True
-            if self._routes != self._find_routes(self._stages):
-                return False
+            if changed := self._changed_routes():
+                return not all(route.is_direct for route in changed)
             self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
         return False
 
-    def _are_routes_broken(self) -> bool:
-        """Whether steps that are under way may never arrive. No peer is to blame for that."""
+    def _changed_routes(self) -> list[Route]:
+        """Routes that steps would now have to take in place of those that they were sent by.
+
+        No peer is to blame for that. What is under way may be lost, unless the stages see each other again.
+        """
         now = self._find_routes(self._stages)
-        return any(not new.is_direct and old != new for old, new in zip(self._routes, now, strict=True))
+        return [new for old, new in zip(self._routes, now, strict=True) if old != new]
 
     def _better(self) -> list[Seat] | None:
         """The seats of a better plan, once its peers have loaded their layers; they are asked to."""

@@ -22,7 +22,8 @@ from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 _MAX_WAITING_BYTES = 64 << 20
 """For one addressee; a sender is told to try again later where there would be more."""
 _RECEIPT_TIMEOUT_S = 5.0
-"""A link on which nothing has arrived for so long is broken."""
+_LEAST_BYTES_PER_S = 1e6
+"""A link is broken where a step has not arrived after the timeout, and what is under way takes at this rate."""
 
 _decode_header = msgspec.msgpack.Decoder(StepHeader)
 
@@ -81,19 +82,20 @@ class Relay:
         if isinstance(addressee, Status):
             return addressee
         waiting = self._under_way.setdefault(addressee, {})
-        if waiting and sum(it.num_bytes for it in waiting.values()) + len(body) > _MAX_WAITING_BYTES:
-            return Status.FULL
-        number = (header.epoch, header.number)
-        under_way = waiting.setdefault(number, _UnderWay(len(body)))
-        member = self._members[addressee]
-        link = member.num_links
-        member.send_step(body)
+        number, member = (header.epoch, header.number), self._members[addressee]
+        num_bytes = len(body) + sum(it.num_bytes for it in waiting.values())
+        if number not in waiting:
+            if waiting and num_bytes > _MAX_WAITING_BYTES:
+                return Status.FULL
+            waiting[number] = _UnderWay(len(body))
+            member.send_step(body)
+        receipt, link = waiting[number].receipt, member.num_links
         try:
-            await asyncio.wait([under_way.receipt], timeout=self._receipt_timeout_s)
+            await asyncio.wait([receipt], timeout=self._receipt_timeout_s + num_bytes / _LEAST_BYTES_PER_S)
         finally:
             waiting.pop(number, None)
-        if under_way.receipt.done():
-            return under_way.receipt.result()
+        if receipt.done():
+            return receipt.result()
         return self._give_up(member, link, self._addressee(caller, header.epoch) == addressee)
 
     def _give_up(self, member: Member, link: int, is_wanted: bool) -> Status:

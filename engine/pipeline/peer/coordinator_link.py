@@ -97,8 +97,7 @@ class CoordinatorLink:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for client in (link, bulk, uplink):
-                await client.close()
+            await asyncio.gather(link.close(), bulk.close(), uplink.close())
         for task in ended:
             task.result()
 
