@@ -209,17 +209,25 @@ class Cluster:
 
 @contextmanager
 def running_cluster(
-    directory: Path, *, num_stages: int = 2, model: str = "", arguments: Sequence[str] = (), settings: str = ""
+    directory: Path,
+    *,
+    num_stages: int = 2,
+    model: str = "",
+    arguments: Sequence[str] = (),
+    coordinator: str = "",
+    network: str = "",
 ) -> Iterator[Cluster]:
     """A `distllm serve` that waits for peers, with `arguments`; all its processes end on the way out.
 
-    `model` is the embedded one by default. `settings` are more of the coordinator's, each with a comma before it.
+    `model` is the embedded one by default. `coordinator` and `network` are settings of these sections, as in
+    `encryption: false`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    file = directory / "cluster.yaml"
-    file.write_text(f"coordinator: {{host: {LOOPBACK}, port: {port}, num_stages: {num_stages}{settings}}}\n")
-    words = ["serve", *([model] if model else []), "--coordinator", str(file)]
+    settings = directory / "cluster.yaml"
+    place = f"host: {LOOPBACK}, port: {port}, num_stages: {num_stages}"
+    settings.write_text(f"coordinator: {{{place}, {coordinator}}}\nnetwork: {{{network}}}\n")
+    words = ["serve", *([model] if model else []), "--coordinator", str(settings)]
     words += ["--state", str(directory / "coordinator"), "--port", "0", *arguments]
     cluster = Cluster(directory, port, _start(words, directory / "serve.log"), model)
     try:

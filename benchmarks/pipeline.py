@@ -91,8 +91,8 @@ class Bench:
             "prompt_tokens": num_prompt_tokens,
             "output_tokens": self._options.num_tokens,
         }
-        settings = "".join(f", expected_{name}: {number}" for name, number in expected.items())
-        with self._cluster(num_stages, num_peers=num_stages, settings=settings) as cluster:
+        coordinator = ", ".join(f"expected_{name}: {number}" for name, number in expected.items())
+        with self._cluster(num_stages, num_peers=num_stages, coordinator=coordinator) as cluster:
             for name, core in zip(cluster.stages, self._cores, strict=False):
                 _pin(cluster.peers[name].process.pid, {core})
             others = set(self._cores[2:] or self._cores)
@@ -161,14 +161,18 @@ class Bench:
 
     @contextmanager
     def _cluster(
-        self, num_stages: int, num_peers: int, is_behind_links: bool = False, settings: str = ""
+        self, num_stages: int, num_peers: int, is_behind_links: bool = False, coordinator: str = ""
     ) -> Iterator[Cluster]:
         """Peers of one thread each, the last of them warm spares."""
         arguments = ["--served-model-name", _MODEL]
         with (
             tempfile.TemporaryDirectory() as directory,
             running_cluster(
-                Path(directory), num_stages=num_stages, model=self._model, arguments=arguments, settings=settings
+                Path(directory),
+                num_stages=num_stages,
+                model=self._model,
+                arguments=arguments,
+                coordinator=coordinator,
             ) as cluster,
         ):
             for name in _NAMES[:num_peers]:

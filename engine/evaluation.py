@@ -7,6 +7,7 @@ not import torch.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from distllm.engine.child_program import answer
 from distllm.engine.evaluation_report import Evaluation, EvaluationRequest
+from distllm.engine.pipeline.staged_predictor import StagedPredictor
+from distllm.engine.pipeline.wire.codec_names import PLAIN
 from distllm.engine.predictor import LOADING_ERRORS, Predict, predictor, separate_predictor
 
 _ROWS_AT_ONCE = 256
@@ -22,6 +25,10 @@ _ROWS_AT_ONCE = 256
 def evaluate(request: EvaluationRequest) -> Evaluation:
     """Load the models and run every window. Raises what loading raises, and ValueError for another vocabulary."""
     max_tokens = max(map(len, request.windows))
+    if (stages := request.stages) is not None:
+        staged = StagedPredictor(request.model, stages.num_stages, max_tokens)
+        coded, plain = (partial(staged.predict, codec=codec) for codec in (stages.codec, PLAIN))
+        return score(coded, plain, request.windows)
     if request.against is None:
         with predictor(request.model, max_tokens) as model:
             return score(model, None, request.windows)

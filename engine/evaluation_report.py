@@ -4,14 +4,26 @@ import msgspec
 
 from distllm.engine.child_program import Refusal, ask
 from distllm.engine.config import EngineConfig
+from distllm.engine.pipeline.wire.codec_names import CodecName
+
+
+class StagesRequest(msgspec.Struct, frozen=True):
+    """To run a model over stages in one process, between which activations are sent in `codec`."""
+
+    num_stages: int
+    codec: CodecName
 
 
 class EvaluationRequest(msgspec.Struct, frozen=True):
-    """Windows of at least two token ids, each run from an empty cache."""
+    """Windows of at least two token ids, each run from an empty cache.
+
+    With `stages`, the model over these is compared with the same stages without a codec, and `against` is None.
+    """
 
     model: EngineConfig
     against: EngineConfig | None
     windows: list[list[int]]
+    stages: StagesRequest | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, tag=True):

@@ -85,6 +85,9 @@ def _of_links(links: list[LinkSnapshot]) -> Iterator[Metric]:
 
     yield family("link_seconds", "Mean time until a frame was taken.", lambda link: link.frame_s)
     yield family("link_bytes_per_second", "Goodput while frames are sent.", lambda link: link.bytes_per_s)
+    yield family("link_relayed", "1 where the coordinator passes frames on.", lambda link: link.is_relayed)
+    codecs = (((link.source, link.target, link.codec), 1.0) for link in links)
+    yield _gauges("link_codec", "1 for the codec of its activations.", ("source", "target", "codec"), codecs)
 
 
 def _gauge(name: str, help_text: str, value: float | None) -> Metric:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distllm.engine.pipeline.placement.plan import Objective
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.pipeline.wire.codec_names import Compression
 from distllm.server.config import InvalidSettings, Section
 from distllm.server.config_file import read_config_file
 from distllm.server.setting_words import describe
@@ -61,9 +62,10 @@ class NetworkSection(ClusterSection):
     retry_attempts: int = Field(3, ge=0, le=100, description="times that a call is tried again")
     heartbeat_interval_seconds: float = Field(0.25, gt=0, le=60, description="seconds between a peer's beats")
     max_message_size_mb: int = Field(64, ge=1, le=2048, description="largest message, in MiB")
-    compression: Literal["none", "fp8", "int8", "auto"] = Field(
+    compression: Compression = Field(
         "none", description="how activations travel; fp8 and int8 lose precision, auto measures which is fastest"
     )
+    allow_lossy: bool = Field(False, description="let auto choose what loses precision, as all but none does")
     encryption: bool = Field(True, description="speak TLS with certificates on both ends")
     protocol: Literal["tcp"] = Field("tcp", description="tcp: HTTP/2 over TCP")
 
@@ -104,19 +106,24 @@ def is_loopback(host: str) -> bool:
 
 
 def without_effect(config: ClusterConfig) -> list[str]:
-    """A sentence for each setting that was changed and that nothing obeys yet."""
+    """A sentence for each setting that was changed and that nothing obeys."""
     network, default = config.network, NetworkSection()
     sentences = {
         "timeout_seconds": "calls have time limits of their own",
         "retry_attempts": "a call is tried again for as long as its answer is wanted",
-        "compression": "activations travel as they are",
         "encryption": "connections stay encrypted",
     }
-    return [
+    without = [
         f"network.{name}: {getattr(network, name)} has no effect yet: {sentence}"
         for name, sentence in sentences.items()
         if getattr(network, name) != getattr(default, name)
     ]
+    if network.compression == "auto" and not network.allow_lossy:
+        without.append(
+            "network.compression: auto has no effect without allow_lossy: every codec loses precision; "
+            "say allow_lossy: true, or compression: none"
+        )
+    return without
 
 
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
@@ -134,7 +141,13 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,
         max_message_bytes=config.network.max_message_size_mb << 20,
+        compression=_compression(config.network),
     )
+
+
+def _compression(network: NetworkSection) -> Compression:
+    """`auto` has nothing to choose from where nothing may be lost."""
+    return "none" if network.compression == "auto" and not network.allow_lossy else network.compression
 
 
 def _fault(config: ClusterConfig, allow_plaintext: bool) -> str | None:

@@ -10,8 +10,9 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.child_program import Refusal
 from distllm.engine.config import EngineConfig
 from distllm.engine.embedded.held_out import held_out_texts
-from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, run_evaluation
+from distllm.engine.evaluation_report import Evaluation, EvaluationRequest, StagesRequest, run_evaluation
 from distllm.engine.hub import ModelNotFound, resolve
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.server.config import InvalidSettings, Settings
 from distllm.server.launch import find_checkpoint, model_name, start_message
 from distllm.server.slow_tokenizer import TokenizerError
@@ -26,14 +27,27 @@ class VocabulariesDiffer(Exception):
     """Predictions of two models that mean different tokens by the same ids cannot be compared."""
 
 
-def print_evaluation(settings: Settings, against: str | None, text: Path | None, window: int) -> int:
+def stages_of(codec: CodecName | None, num_stages: int | None) -> StagesRequest | None:
+    """What --codec and --num-stages ask for. Raises InvalidSettings."""
+    if codec is not None:
+        return StagesRequest(2 if num_stages is None else num_stages, codec)
+    if num_stages is not None:
+        raise InvalidSettings("--num-stages needs --codec: without one, stages predict what the whole model does")
+    return None
+
+
+def print_evaluation(
+    settings: Settings, against: str | None, text: Path | None, window: int, stages: StagesRequest | None = None
+) -> int:
     """Print the figures of the model that `settings` name. Returns the exit status: 0, or 1 if there are none.
 
-    `against` is compared with as it is stored. The words are those of `text`, or stories that the embedded model
-    never saw, cut into windows of `window` tokens.
+    `against` is compared with as it is stored; with `stages`, the same stages without their codec are. The words
+    are those of `text`, or stories that the embedded model never saw, cut into windows of `window` tokens.
     """
     if window < 2:
         raise InvalidSettings(f"--window must be at least 2, not {window}")
+    if stages is not None:
+        _check_stages(settings, against)
     try:
         checkpoint = find_checkpoint(settings)
         config = start_message(settings, checkpoint).engine
@@ -45,13 +59,16 @@ def print_evaluation(settings: Settings, against: str | None, text: Path | None,
             _check_vocabularies(tokenizer.vocabulary, other.vocabulary, (model_name(settings), reference.model))
             if windows != asyncio.run(_windows(other, texts, window)):
                 raise VocabulariesDiffer(f"both models cut the text into different tokens; {_REMEDY}")
-        result = run_evaluation(EvaluationRequest(config, reference, windows))
+        result = run_evaluation(EvaluationRequest(config, reference, windows, stages))
     except (ModelNotFound, CheckpointError, TokenizerError, VocabulariesDiffer) as error:
         result = Refusal(str(error))
     if isinstance(result, Refusal):
         sys.stderr.write(f"distllm: {result.reason}\n")
         return 1
-    sys.stdout.write("\n".join(report(result, model_name(settings), against)) + "\n")
+    name, other_name = model_name(settings), against
+    if stages is not None:
+        name, other_name = f"{name} over {stages.num_stages} stages, in {stages.codec}", "without a codec"
+    sys.stdout.write("\n".join(report(result, name, other_name)) + "\n")
     return 0
 
 
@@ -67,6 +84,14 @@ def report(result: Evaluation, name: str, against: str | None) -> list[str]:
         f"KL divergence     {result.divergence:.5f} nats a token",
         f"top-1 agreement   {result.agreement:.2%}",
     ]
+
+
+def _check_stages(settings: Settings, against: str | None) -> None:
+    """Raises InvalidSettings."""
+    if against is not None:
+        raise InvalidSettings("--codec compares with the same model without one: leave --against out")
+    if settings.engine.tensor_parallel_size != 1:
+        raise InvalidSettings("--codec runs every stage in one process: leave --tensor-parallel-size out")
 
 
 def _as_stored(config: EngineConfig, path: Path) -> EngineConfig:

@@ -59,7 +59,9 @@ def sample_cluster(**changes: object) -> ClusterSnapshot:
         last_recovery_s=0.25,
         stages=[stage("p1", 0, 3), stage("p2", 3, 6, step_s=None)],
         peers=[peer("p1", 0), peer("p2", 1), peer("p3", None)],
-        links=[LinkSnapshot(source="p1", target="p2", frame_s=0.003, bytes_per_s=2e6)],
+        links=[
+            LinkSnapshot(source="p1", target="p2", codec="fp8", is_relayed=True, frame_s=0.003, bytes_per_s=2e6)
+        ],
         events=[
             ClusterEvent(999.0, "recovered", "p1 [0, 3) -> p2 [3, 6)", duration_ms=250.0),
             ClusterEvent(998.75, "suspected", "it has been silent for 800 ms", "p4"),

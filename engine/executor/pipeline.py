@@ -24,6 +24,8 @@ from distllm.engine.pipeline.coordinator.observer import Observer
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.reception import Reception
+from distllm.engine.pipeline.coordinator.relay import Relay
+from distllm.engine.pipeline.coordinator.routes import Routes
 from distllm.engine.pipeline.coordinator.snapshot import OnCluster
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
@@ -117,7 +119,9 @@ async def _coordinate(
     members, events, whole = Members(), EventLog(), model.whole
     survey = Survey(members, model)
     placer = Placer(members, survey, whole, settings)
-    pipeline = Pipeline(members, whole, placer, settings.silence_s, events)
+    routes = Routes(members, survey, settings.compression)
+    pipeline = Pipeline(members, whole, placer, routes, settings.silence_s, events)
+    relay = Relay(members, pipeline.relayed_to, settings.max_message_bytes)
     observer = Observer(members, pipeline, whole, placer.num_needed, events)
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
@@ -130,10 +134,16 @@ async def _coordinate(
         pipeline.take_result,
         on_loading,
         survey.take,
+        relay.take_receipt,
         events,
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
-    posts = {**source.posts, **Holders(members).posts, PROBE_PATH: answer_probe(settings.max_message_bytes)}
+    posts = {
+        **source.posts,
+        **Holders(members).posts,
+        **relay.posts,
+        PROBE_PATH: answer_probe(settings.max_message_bytes),
+    }
     app = reception.app(settings.max_message_bytes, posts)
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
     port = await desk.open()

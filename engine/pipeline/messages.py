@@ -6,14 +6,23 @@ import msgspec
 
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
+from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
+from distllm.engine.pipeline.wire.codec_choice import CodecCost
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.quantization.config import QuantizationConfig
 
 CONTROL: Final = 1
 """Kind of the frames whose header is one of the messages below."""
 STEP: Final = 2
 """Kind of the frames with a StepHeader, and the activations of its tokens unless for the first stage."""
+
+
+LINK_PATH: Final = "/v1/link"
+"""The stream of what the coordinator tells a peer."""
+BULK_PATH: Final = "/v1/bulk"
+"""A stream beside it, of steps that are so large that messages would wait for them."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -49,10 +58,11 @@ class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
 class LayerSample(msgspec.Struct, frozen=True, kw_only=True):
     """How a model's last layer and its head are stored: these are as fast with any weights.
 
-    `config_json` is the whole model's.
+    `config_json` is the whole model's. Activations of a token are `width` numbers.
     """
 
     stage: StageConfig
+    width: int
     config_json: bytes
     tensors: tuple[StoredSample, ...]
 
@@ -90,7 +100,8 @@ class Keep(Message, frozen=True, kw_only=True):
 class Fence(Message, frozen=True, kw_only=True):
     """Leave all earlier epochs, and be stage `number` of this one, with a KV pool of `num_blocks`.
 
-    Steps come from `predecessor`, None for the coordinator, and go to `successor`, None for the tail.
+    Steps come from `predecessor`, None for the coordinator, with activations in `codec_in`. They go on in
+    `codec_out` to `successor`, None for the tail, through the coordinator where that `is_relayed`.
     """
 
     epoch: int
@@ -99,6 +110,9 @@ class Fence(Message, frozen=True, kw_only=True):
     num_blocks: int
     predecessor: str | None
     successor: Endpoint | None
+    codec_in: CodecName = "none"
+    codec_out: CodecName = "none"
+    is_relayed: bool = False
 
 
 class Measure(Message, frozen=True, kw_only=True):
@@ -203,18 +217,29 @@ class Result(Message, frozen=True, kw_only=True):
 
 
 class EdgeDown(Message, frozen=True, kw_only=True):
-    """A stage cannot hand its activations on."""
+    """A stage cannot hand its activations on: there is no way to its successor, or that refuses them."""
 
     epoch: int
     successor: str
     reason: str
+    is_refusal: bool = False
+
+
+class Received(Message, frozen=True, kw_only=True):
+    """What a stage made of a step that was relayed to it."""
+
+    epoch: int
+    number: int
+    status: Status
 
 
 class Measured(Message, frozen=True, kw_only=True):
-    """What a layer and the head take on this peer, and the memory that was free before it loaded anything."""
+    """What a layer and the head take on this peer, what codecs of activations cost there, and the memory that was
+    free before it loaded anything."""
 
     times: ComputeTimes
     free_bytes: int
+    codecs: dict[CodecName, CodecCost] = {}
 
 
 class MeasureFailed(Message, frozen=True, kw_only=True):
@@ -241,6 +266,7 @@ ToCoordinator = (
     | FenceFailed
     | Result
     | EdgeDown
+    | Received
     | Measured
     | MeasureFailed
     | Probed
@@ -248,7 +274,10 @@ ToCoordinator = (
 
 
 class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A NumberedStep on its way: `step` is an encoded StepInput, which stages hand on as it is."""
+    """A NumberedStep on its way: `step` is an encoded StepInput, which stages hand on as it is.
+
+    `codec` is that of the activations with it.
+    """
 
     epoch: int
     number: int
@@ -256,3 +285,4 @@ class StepHeader(msgspec.Struct, frozen=True, kw_only=True):
     last_stage: int
     is_rebuild: bool
     step: msgspec.Raw
+    codec: CodecName = "none"

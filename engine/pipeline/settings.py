@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from distllm.engine.pipeline.placement.plan import Objective
+from distllm.engine.pipeline.wire.codec_names import Compression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,7 @@ class ClusterSettings:
     A model is divided over `num_stages` peers, or over as many as serve `objective` best, of the load that is
     expected; any others wait to take the place of one that fails. It is served once `min_peers` are here.
     `state_dir` holds the cluster's authority, its tokens and its plan. A peer that is silent for `silence_s` counts
-    as lost.
+    as lost. Activations travel in `compression`; `auto` may choose one that loses precision.
     """
 
     host: str
@@ -27,6 +28,7 @@ class ClusterSettings:
     max_peers: int = 16
     beat_s: float = 0.25
     max_message_bytes: int = 64 << 20
+    compression: Compression = "none"
 
     @property
     def silence_s(self) -> float:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from distllm.server.cluster_config import ClusterConfig, NetworkSection, load_cluster_config, without_effect
+from distllm.server.cluster_config import (
+    ClusterConfig,
+    NetworkSection,
+    cluster_settings,
+    load_cluster_config,
+    without_effect,
+)
 from distllm.server.config import InvalidSettings
 
 
@@ -43,6 +49,7 @@ network:
   heartbeat_interval_seconds: 1.5
   max_message_size_mb: 128
   compression: auto
+  allow_lossy: true
   encryption: true
   protocol: tcp
 """
@@ -66,6 +73,7 @@ network:
             "heartbeat_interval_seconds": 1.5,
             "max_message_size_mb": 128,
             "compression": "auto",
+            "allow_lossy": True,
             "encryption": True,
             "protocol": "tcp",
         },
@@ -138,6 +146,17 @@ def test_plaintext_elsewhere_has_to_be_insisted_on(tmp_path: Path, host: str) ->
 def test_settings_that_nothing_obeys_yet_are_named() -> None:
     assert without_effect(ClusterConfig()) == []
     network = NetworkSection(compression="fp8", encryption=False, heartbeat_interval_seconds=0.5)
-    compression, encryption = without_effect(ClusterConfig(network=network))
-    assert compression == "network.compression: fp8 has no effect yet: activations travel as they are"
+    (encryption,) = without_effect(ClusterConfig(network=network))
     assert encryption == "network.encryption: False has no effect yet: connections stay encrypted"
+
+
+def test_what_loses_precision_is_chosen_by_name_or_with_leave(tmp_path: Path) -> None:
+    def compression(network: NetworkSection) -> str:
+        return cluster_settings(ClusterConfig(network=network), tmp_path).compression
+
+    assert compression(NetworkSection(compression="fp8")) == "fp8"
+    assert compression(NetworkSection(compression="auto", allow_lossy=True)) == "auto"
+    timid = NetworkSection(compression="auto")
+    assert compression(timid) == "none"
+    (sentence,) = without_effect(ClusterConfig(network=timid))
+    assert sentence.startswith("network.compression: auto has no effect without allow_lossy")

@@ -42,6 +42,8 @@ async def test_metrics_show_the_cluster_s_figures(client: httpx.AsyncClient, eng
         'distllm_cluster_peer_sent_bytes_total{peer="p1"}': 4096,
         'distllm_cluster_link_seconds{source="p1",target="p2"}': 0.003,
         'distllm_cluster_link_bytes_per_second{source="p1",target="p2"}': 2e6,
+        'distllm_cluster_link_relayed{source="p1",target="p2"}': 1,
+        'distllm_cluster_link_codec{codec="fp8",source="p1",target="p2"}': 1,
     }
     found = await samples(client)
     assert {name: found.get(name) for name in expected} == expected

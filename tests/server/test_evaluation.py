@@ -30,6 +30,17 @@ def test_one_model_has_its_perplexity_alone(tmp_path: Path, capfd: pytest.Captur
     assert "KL divergence" not in capfd.readouterr().out
 
 
+def test_a_codec_is_compared_with_the_same_stages_without_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a little fox. The fox lived by the river.")
+    assert cli.main(["eval", "--codec", "fp8", "--num-stages", "3", "--text", str(text)]) == 0
+    shown = capfd.readouterr().out
+    for words in ("over 3 stages, in fp8", "without a codec: ", "KL divergence", "top-1 agreement"):
+        assert words in shown
+
+
 @pytest.mark.parametrize("change", ["swapped tokens", "other merges"])
 def test_models_that_mean_other_tokens_by_their_ids_are_not_compared(
     tmp_path: Path, change: str, capfd: pytest.CaptureFixture[str]
@@ -58,6 +69,10 @@ def test_models_that_mean_other_tokens_by_their_ids_are_not_compared(
         (["--window", "1"], 2, "--window must be at least 2"),
         (["--text", "/no/such/file"], 2, "--text /no/such/file cannot be read"),
         (["--against", "/no/such/directory"], 1, "/no/such/directory"),
+        (["--num-stages", "2"], 2, "--num-stages needs --codec"),
+        (["--codec", "fp8", "--num-stages", "7"], 1, "--num-stages must be from 2 to 6"),
+        (["--codec", "fp8", "--against", "."], 2, "leave --against out"),
+        (["--codec", "fp8", "--tensor-parallel-size", "2"], 2, "leave --tensor-parallel-size out"),
         (["--quantization", "int4", "--group-size", "128"], 1, "does not divide the 192 inputs of model.layers.0"),
     ],
 )

@@ -10,6 +10,7 @@ from distllm.engine.pipeline.coordinator.workload import Workload
 from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
+from distllm.engine.pipeline.transport.bulk import is_bulk
 from distllm.engine.pipeline.wire.frame import encode_frame
 
 _FORGIVEN_S = 5.0
@@ -19,11 +20,14 @@ _FORGIVEN_S = 5.0
 class Member:
     """A peer, as the coordinator knows it. `outbound` is its link, None while there is none.
 
+    It has had `num_links`. `bulk` is beside the link, for what messages must not wait for.
     `loaded` are the stages that this boot of it has in memory, `refused` those that it cannot have, and why.
     """
 
     peer_id: PeerId
     outbound: Outbound | None = None
+    bulk: Outbound | None = None
+    num_links: int = 0
     boot: str = ""
     endpoint: Endpoint | None = None
     free_bytes: int = 0
@@ -73,6 +77,35 @@ class Member:
         """Lost where there is no link: whoever watches this member finds that out."""
         if self.outbound is not None:
             self.outbound.put_nowait(frame)
+
+    def send_step(self, frame: bytes) -> None:
+        """The same of steps, which may be large."""
+        if self.bulk is not None and is_bulk(frame):
+            self.bulk.put_nowait(frame)
+        else:
+            self.send_frame(frame)
+
+    def begin_link(self) -> Outbound:
+        """A link, which takes the place of one that has broken unseen."""
+        self.end_link()
+        self.outbound = asyncio.Queue()
+        self.num_links += 1
+        self.heard_s = time.monotonic()
+        return self.outbound
+
+    def begin_bulk(self) -> Outbound:
+        """What goes beside the link."""
+        if self.bulk is not None:
+            self.bulk.put_nowait(None)
+        self.bulk = asyncio.Queue()
+        return self.bulk
+
+    def end_link(self) -> None:
+        """Have the peer connect anew. What is under way to it may be lost."""
+        for outbound in (self.outbound, self.bulk):
+            if outbound is not None:
+                outbound.put_nowait(None)
+        self.outbound = self.bulk = self.endpoint = None
 
     def begin_boot(self, boot: str, endpoint: Endpoint, free_bytes: int) -> None:
         """The peer said hello. What it had before it was started anew is gone."""

@@ -46,6 +46,7 @@ def sample_model(config: EngineConfig, whole: StageConfig) -> ModelSample:
         activation_bytes=activation_bytes(whole.max_num_batched_tokens, vocab_size, numbers.width),
         sample=LayerSample(
             stage=replace(whole, begin=last),
+            width=numbers.width,
             config_json=json.dumps(dict(stored.config)).encode(),
             tensors=tuple(map(_sample_tensor, stored.tensors.values())),
         ),

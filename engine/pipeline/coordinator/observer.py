@@ -10,6 +10,7 @@ from itertools import pairwise
 from distllm.engine.pipeline.coordinator.events import EventLog, printable
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.routes import Route
 from distllm.engine.pipeline.coordinator.snapshot import (
     ClusterSnapshot,
     LinkSnapshot,
@@ -73,7 +74,10 @@ class Observer:
             last_recovery_s=events.last_recovery_s,
             stages=[self._stage(stage) for stage in stages],
             peers=[self._peer(member, status) for member in self._members.heard_since(_GONE_SHOWN_S)],
-            links=[self._link(source.peer_id, target.peer_id) for source, target in pairwise(stages)],
+            links=[
+                self._link(source.peer_id, target.peer_id, route)
+                for (source, target), route in zip(pairwise(stages), status.routes[1:], strict=True)
+            ],
             events=events.recent(),
         )
 
@@ -111,10 +115,15 @@ class Observer:
             sent_bytes_total=workload.work.sent_bytes,
         )
 
-    def _link(self, source: PeerId, target: PeerId) -> LinkSnapshot:
+    def _link(self, source: PeerId, target: PeerId, route: Route) -> LinkSnapshot:
         workload = self._members[source].workload
         return LinkSnapshot(
-            source=source, target=target, frame_s=workload.frame_s, bytes_per_s=workload.bytes_per_s
+            source=source,
+            target=target,
+            codec=route.codec,
+            is_relayed=not route.is_direct,
+            frame_s=workload.frame_s,
+            bytes_per_s=workload.bytes_per_s,
         )
 
 

@@ -10,12 +10,15 @@ import msgspec
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.division import Seat, seat_peers
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.fencing import fences
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
-from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
+from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
+from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
-from distllm.engine.pipeline.messages import STEP, Fence, Load, Result, StageConfig, StepHeader
+from distllm.engine.pipeline.delivery import Status
+from distllm.engine.pipeline.messages import STEP, Load, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
 from distllm.engine.pipeline.security.peer_id import PeerId
@@ -34,15 +37,23 @@ class Pipeline:
     """Runs in one event loop. `append` steps at any time once `ready` is done; they survive any loss of stages."""
 
     def __init__(
-        self, members: Members, whole: StageConfig, placer: Placer, silence_s: float, events: EventLog
+        self,
+        members: Members,
+        whole: StageConfig,
+        placer: Placer,
+        routes: Routes,
+        silence_s: float,
+        events: EventLog,
     ) -> None:
         self._members = members
         self._whole = whole
         self._silence_s = silence_s
         self._placer = placer
+        self._find_routes = routes.of
         self._events = events
         self._numerics = whole.numerics  # in which all stages compute, so that any peer can have any layers
         self._stages: list[Stage] = []
+        self._routes: list[Route] = []  # to these
         self._is_serving = False
         self._unsent: list[NumberedStep] = []  # once all stages are in the epoch that is about to begin
         self._waiting: str | None = None
@@ -62,6 +73,7 @@ class Pipeline:
     def status(self) -> PipelineStatus:
         return PipelineStatus(
             stages=self._stages,
+            routes=self._routes,
             epoch=None if self._log is None else self._log.epoch,
             is_serving=self._is_serving,
             waiting=self._waiting,
@@ -95,22 +107,33 @@ class Pipeline:
         for commit in self._log.commit(result.epoch, result.number, result.output):
             self._futures.pop(commit.step.step_id).set_result(commit.output)
 
+    def relayed_to(self, sender: PeerId, epoch: int) -> PeerId | Status:
+        """To whom the steps of a stage are to be relayed, or why they are not."""
+        if self._log is None or epoch > self._log.epoch:
+            return Status.NOT_YET
+        if epoch < self._log.epoch:
+            return Status.STALE
+        for stage, successor, route in zip(self._stages, self._stages[1:], self._routes[1:], strict=False):
+            if stage.peer_id == sender and not route.is_direct:
+                return successor.peer_id
+        return Status.REFUSED
+
     async def run(self) -> None:
         """Form a pipeline, serve until it must change, and form another, for ever."""
         stopped_s, was_loss = time.monotonic(), False
         while True:
             stages = await self._seat()
             if await self._begin_epoch(stages):
-                self._tell_of(stages, time.monotonic() - stopped_s, was_loss)
+                self._tell_of(time.monotonic() - stopped_s, was_loss)
                 was_loss = await self._until_changed()
                 stopped_s = time.monotonic()
             else:
                 was_loss = self.ready.done()
             self._is_serving = False
 
-    def _tell_of(self, stages: list[Stage], stopped_s: float, was_loss: bool) -> None:
+    def _tell_of(self, stopped_s: float, was_loss: bool) -> None:
         """That steps run again, which none did for `stopped_s`."""
-        chain = chain_of(stages)
+        chain = chain_of(self._stages, self._routes)
         logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
         if was_loss:
             self._events.note_recovery(chain, stopped_s)
@@ -204,11 +227,14 @@ class Pipeline:
             self._log = StepLog(len(stages), self._info.num_blocks, max_tokens, epoch=time.time_ns() // 1_000_000)
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
-        self._stages = stages
-        self._fence(stages)
+        self._stages, self._routes = stages, self._find_routes(stages)
+        self._fence()
+        links = self._links()
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._blame_lost() or time.monotonic() > give_up_s:
+            if self._blame_lost() or self._changed_routes() or time.monotonic() > give_up_s:
+                return False
+            if self._links() != links:  # a fence may be lost with the link that it was sent down
                 return False
             await self._members.wait_for_change(_LOOK_S)
         self._is_serving = True
@@ -218,21 +244,21 @@ class Pipeline:
             self.ready.set_result(self._info)
         return True
 
-    def _fence(self, stages: list[Stage]) -> None:
+    def _links(self) -> list[int]:
+        return [self._members[stage.peer_id].num_links for stage in self._stages]
+
+    def _fence(self) -> None:
         assert self._log is not None
         assert self._info is not None
-        for number, stage in enumerate(stages):
-            successor = stages[number + 1].peer_id if number + 1 < len(stages) else None
-            self._members[stage.peer_id].send(
-                Fence(
-                    epoch=self._log.epoch,
-                    config=stage.config,
-                    number=number,
-                    num_blocks=self._info.num_blocks,
-                    predecessor=stages[number - 1].peer_id if number else None,
-                    successor=None if successor is None else self._members[successor].endpoint,
-                )
-            )
+        told = fences(
+            self._log.epoch,
+            self._info.num_blocks,
+            self._stages,
+            self._routes,
+            lambda peer_id: self._members[peer_id].endpoint,
+        )
+        for stage, fence in zip(self._stages, told, strict=True):
+            self._members[stage.peer_id].send(fence)
 
     def _send(self, steps: list[NumberedStep]) -> None:
         first = self._members[self._stages[0].peer_id]
@@ -257,9 +283,19 @@ class Pipeline:
         while self._better() is None:
             if self._blame_lost():
                 return True
+            if changed := self._changed_routes():
+                return not all(route.is_direct for route in changed)
             self._load_spares()
             await self._members.wait_for_change(_LOOK_S)
         return False
+
+    def _changed_routes(self) -> list[Route]:
+        """Routes that steps would now have to take in place of those that they were sent by.
+
+        No peer is to blame for that. What is under way may be lost, unless the stages see each other again.
+        """
+        now = self._find_routes(self._stages)
+        return [new for old, new in zip(self._routes, now, strict=True) if old != new]
 
     def _better(self) -> list[Seat] | None:
         """The seats of a better plan, once its peers have loaded their layers; they are asked to."""

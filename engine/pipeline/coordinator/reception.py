@@ -12,7 +12,9 @@ import msgspec
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.messages import (
+    BULK_PATH,
     CONTROL,
+    LINK_PATH,
     Beat,
     EdgeDown,
     Fenced,
@@ -24,6 +26,7 @@ from distllm.engine.pipeline.messages import (
     Measured,
     MeasureFailed,
     Probed,
+    Received,
     Result,
     ToCoordinator,
     Welcome,
@@ -50,7 +53,7 @@ _NUM_ID_DIGITS = 4
 class Reception:
     """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress.
 
-    `on_measured` takes what peers find out about themselves and their links.
+    `on_measured` takes what peers find out about themselves and their links, `on_received` acknowledgements.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Reception:
         beat_s: float,
         on_result: Callable[[PeerId, Result], None],
         on_loading: Callable[[PeerId, Loading], None],
-        on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
+        on_measured: Callable[[Member, Measured | MeasureFailed | Probed | EdgeDown], None],
+        on_received: Callable[[PeerId, Received], None],
         events: EventLog,
     ) -> None:
         self._authority = authority
@@ -73,6 +77,7 @@ class Reception:
         self._on_result = on_result
         self._on_loading = on_loading
         self._on_measured = on_measured
+        self._on_received = on_received
         self._events = events
 
     def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
@@ -81,7 +86,7 @@ class Reception:
             max_body_bytes,
             posts={"/v1/report": self._report, "/v1/renew": self._renew, **other_posts},
             open_posts={"/v1/authority": self._tell_authority, "/v1/join": self._join},
-            streams={"/v1/link": self._open_link},
+            streams={LINK_PATH: self._open_link, BULK_PATH: self._open_bulk},
             on_stream_end=self._close_link,
         )
 
@@ -117,17 +122,17 @@ class Reception:
 
     def _open_link(self, caller: PeerId) -> Outbound:
         member = self._members[caller]
-        if member.outbound is not None:
-            member.outbound.put_nowait(None)  # of a connection that has broken unseen
-        member.outbound, member.endpoint = asyncio.Queue(), None
-        member.heard_s = time.monotonic()
+        outbound = member.begin_link()
         member.send(Welcome(version=PROTOCOL_VERSION, beat_s=self._beat_s))
-        return member.outbound
+        return outbound
+
+    def _open_bulk(self, caller: PeerId) -> Outbound:
+        return self._members[caller].begin_bulk()
 
     def _close_link(self, caller: PeerId, outbound: Outbound) -> None:
         member = self._members[caller]
-        if member.outbound is outbound:
-            member.outbound = member.endpoint = None
+        if outbound in (member.outbound, member.bulk):
+            member.end_link()
             logger.info("%s is gone", caller)
             self._events.note("gone", "its link has ended", caller)
             self._members.changed.set()
@@ -174,10 +179,17 @@ class Reception:
                 logger.error("%s cannot serve its layers: %s", member.peer_id, reason)
                 self._events.note("failed", f"cannot serve its layers: {reason}", member.peer_id)
                 member.blame(reason)
+            case EdgeDown(is_refusal=True):
+                logger.warning("%s refuses the steps of %s: %s", message.successor, member.peer_id, message.reason)
+                self._events.note("failed", f"refuses steps: {message.reason}", message.successor)
+                self._members[PeerId(message.successor)].blame(message.reason)
             case EdgeDown():
                 logger.warning("%s: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot reach the next stage: {message.reason}", member.peer_id)
-                self._members[PeerId(message.successor)].blame(message.reason)
+                self._on_measured(member, message)
+            case Received():
+                self._on_received(member.peer_id, message)
+                return Reply()
         self._members.changed.set()
         return Reply()
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from distllm.engine.pipeline.wire.codec_names import CodecName
+
 PeerState = Literal["serving", "spare", "joining", "gone"]
 """In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; not connected."""
 
@@ -64,11 +66,13 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """From one stage to the next: the mean seconds until a frame was taken, and the goodput while frames were sent.
 
-    Both are of the latest frames, None before the first.
+    Both are of the latest frames, None before the first. Where it `is_relayed`, frames go through the coordinator.
     """
 
     source: str
     target: str
+    codec: CodecName = "none"
+    is_relayed: bool = False
     frame_s: float | None
     bytes_per_s: float | None
 

@@ -18,11 +18,6 @@ class Stage:
     info: ExecutorInfo = field(compare=False)
 
 
-def chain_of(stages: Sequence[Stage]) -> str:
-    """Peers and their layers in a line."""
-    return " -> ".join(f"{stage.peer_id} [{stage.config.begin}, {stage.config.end})" for stage in stages)
-
-
 def merge(infos: Sequence[ExecutorInfo]) -> ExecutorInfo:
     """What an executor over these stages tells of itself."""
     first = infos[0]

@@ -2,22 +2,40 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.model_sample import ModelSample
-from distllm.engine.pipeline.messages import Measure, Measured, MeasureFailed, Probed, ProbeLinks
+from distllm.engine.pipeline.messages import EdgeDown, Measure, Measured, MeasureFailed, Probed, ProbeLinks
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, Link, PeerId, PeerMeasurements
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
+from distllm.engine.pipeline.security.peer_id import PeerId as CertifiedId
+from distllm.engine.pipeline.wire.codec_choice import CodecCost
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pool_size import FREE_FRACTION
 
 logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 1.0
 _PROBE_TIMEOUT_S = 120.0
+_PROBE_AGAIN_S = (60.0, 3600.0)
+"""How long an end that could not be reached is left alone: at first, at most."""
 
-Edge = tuple[PeerId, PeerId]
+
+@dataclass(frozen=True, slots=True)
+class _Unreachable:
+    """No link, and when that is to be tried again, by time.monotonic(); after `pause_s`."""
+
+    pause_s: float
+    until_s: float
+
+    @classmethod
+    def after(cls, before: "Link | _Unreachable | None") -> "_Unreachable":
+        """Found out now, of an end that was known as `before`."""
+        first_s, longest_s = _PROBE_AGAIN_S
+        pause_s = min(2 * before.pause_s, longest_s) if isinstance(before, _Unreachable) else first_s
+        return cls(pause_s, time.monotonic() + pause_s)
 
 
 @dataclass(slots=True)
@@ -28,7 +46,8 @@ class _Peer:
     times: ComputeTimes | str | None = None
     free_bytes: int = 0
     asked_on: object = None  # the link that it was asked to measure on
-    links: dict[PeerId, Link | str] = field(default_factory=dict)  # that it probed to others, or why it could not
+    codecs: Mapping[CodecName, CodecCost] = field(default_factory=dict)
+    links: dict[PeerId, Link | _Unreachable] = field(default_factory=dict)  # to others
     boots: dict[PeerId, str] = field(default_factory=dict)  # of these others, when it did
     from_coordinator: Link | None = None
 
@@ -53,21 +72,49 @@ class Survey:
         self._ask_for_times()
         self._ask_for_links()
 
-    def take(self, member: Member, message: Measured | MeasureFailed | Probed) -> None:
+    def take(self, member: Member, message: Measured | MeasureFailed | Probed | EdgeDown) -> None:
         """What a peer found."""
         peer = self._peer(member)
         match message:
             case Measured(times=times, free_bytes=free_bytes):
-                peer.times, peer.free_bytes = times, free_bytes
+                peer.times, peer.free_bytes, peer.codecs = times, free_bytes, message.codecs
                 logger.info("%s measured %.3f ms a layer and row", member.peer_id, 1000 * times.decode.at(1))
             case MeasureFailed(reason=reason):
                 peer.times = reason
                 logger.warning("%s could not time a layer: %s", member.peer_id, reason)
             case Probed(links=links, unreachable=unreachable):
                 self._probing = None
-                peer.links.update({PeerId(end): reason for end, reason in unreachable.items()})
+                ends = map(PeerId, unreachable)
+                peer.links.update({end: _Unreachable.after(peer.links.get(end)) for end in ends})
                 for link in links:
                     self._take_link(peer, PeerId(member.peer_id), link)
+            case EdgeDown(successor=successor):
+                peer.boots[PeerId(successor)] = self._members[CertifiedId(successor)].boot
+                peer.links[PeerId(successor)] = _Unreachable.after(None)
+
+    def reaches(self, source: Member, target: Member) -> bool:
+        """Whether a peer can send to another, as far as that is not known to be otherwise."""
+        return not isinstance(self._link(source, target), _Unreachable)
+
+    def goodput(self, source: Member, target: Member) -> float | None:
+        """Bytes/s from one peer to another, where need be through the coordinator; None where that is not known."""
+        match self._link(source, target):
+            case Link(bytes_per_s=bytes_per_s):
+                return bytes_per_s
+            case _Unreachable():
+                up, down = self._peer(source).links.get(COORDINATOR), self._peer(target).from_coordinator
+                if isinstance(up, Link) and down is not None:
+                    return 1 / (1 / up.bytes_per_s + 1 / down.bytes_per_s)
+        return None
+
+    def codec_costs(self, source: Member, target: Member) -> Mapping[CodecName, CodecCost]:
+        """Of the codecs that both have measured: encoded at one, decoded at the other."""
+        encoding, decoding = self._peer(source).codecs, self._peer(target).codecs
+        return {
+            name: replace(cost, decode_rows_per_s=decoding[name].decode_rows_per_s)
+            for name, cost in encoding.items()
+            if name in decoding
+        }
 
     def is_settled(self, peer_ids: Collection[str]) -> bool:
         """Whether all is known of these peers that can be."""
@@ -93,6 +140,11 @@ class Survey:
             if not isinstance(times, ComputeTimes):
                 reasons[str(member.peer_id)] = times or "it has not measured itself yet"
         return reasons
+
+    def _link(self, source: Member, target: Member) -> Link | _Unreachable | None:
+        """None where it is not known of this boot of the target."""
+        peer, end = self._peer(source), PeerId(target.peer_id)
+        return peer.links.get(end) if peer.boots.get(end) == target.boot else None
 
     def _peer(self, member: Member) -> _Peer:
         known = self._peers.get(member.peer_id)
@@ -123,7 +175,7 @@ class Survey:
         members = self._members.connected()
         settled = [member for member in members if self._peer(member).times is not None]
         for member in settled:
-            if missing := self._missing(member, settled):
+            if missing := self._missing(member, settled) or self._doubtful(member, settled):
                 self._ask(member, missing)
                 return
 
@@ -145,6 +197,12 @@ class Survey:
             and (PeerId(other.peer_id) not in peer.links or peer.boots.get(PeerId(other.peer_id)) != other.boot)
         ]
         return missing if COORDINATOR in peer.links else [None, *missing]
+
+    def _doubtful(self, member: Member, members: list[Member]) -> list[Member | None]:
+        """Which of these it could not reach some time ago, and may now."""
+        now_s = time.monotonic()
+        links = ((other, self._link(member, other)) for other in members)
+        return [other for other, link in links if isinstance(link, _Unreachable) and link.until_s <= now_s]
 
     def _measurements(self, peer_id: PeerId, member: Member) -> PeerMeasurements | None:
         peer = self._peer(member)

@@ -1,28 +1,23 @@
 """A peer: stays connected to its coordinator, and does what it is told."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
-import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.device import measure_free_bytes, resolve_device
 from distllm.engine.interface import StepOutput
-from distllm.engine.pipeline.delivery import Refused, deliver
 from distllm.engine.pipeline.measuring.link_probing import probe_links
 from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
 from distllm.engine.pipeline.measuring.surveyor import Surveyor
 from distllm.engine.pipeline.messages import (
-    CONTROL,
     STEP,
     Beat,
     Dismiss,
@@ -45,8 +40,9 @@ from distllm.engine.pipeline.messages import (
     StepHeader,
     ToCoordinator,
     ToPeer,
-    Welcome,
 )
+from distllm.engine.pipeline.peer.coordinator_link import CoordinatorLink
+from distllm.engine.pipeline.peer.edge import STEP_PATH, Edges
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
 from distllm.engine.pipeline.peer.stage import Stage
@@ -62,16 +58,11 @@ from distllm.engine.pipeline.transport.server import Http2Server
 from distllm.engine.pipeline.weights.folders import WeightFolders
 from distllm.engine.pipeline.weights.source import WeightSource
 from distllm.engine.pipeline.weights.stage_weights import StageWeights
-from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
+from distllm.engine.pipeline.wire.frame import Frame, decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
-from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 from distllm.engine.pool_size import OutOfMemory
 
 logger = logging.getLogger("distllm.pipeline")
-
-
-_RECONNECT_S = (0.1, 5.0)  # the first pause, the longest
-_decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class Peer:
@@ -100,20 +91,26 @@ class Peer:
         self._renewal_check_s = renewal_check_s
         self._server: Http2Server | None = None
         self._here = here
+        self._device = resolve_device(here.device)
         self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
-        self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
         self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
         self._stages = LoadedStages(self._weights, here, self._loading)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
-        self._surveyor = Surveyor(
-            here, measure_free_bytes(resolve_device(here.device)), directory / "measured", self._compute
+        self._surveyor = Surveyor(here, measure_free_bytes(self._device), directory / "measured", self._compute)
+        self._link = CoordinatorLink(
+            partial(self._connect, coordinator),
+            max_message_bytes,
+            self._take_step_from_coordinator,
+            self._take,
+            self._hello,
+            self._beat,
+            self._leave,
         )
-        self._uplink: Http2Client | None = None
-        self._successors: dict[PeerId, Http2Client] = {}
+        self._edges = Edges(coordinator, self._connect)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -122,7 +119,7 @@ class Peer:
         await self._start_listening()
         logger.info("peer %s listens on %s:%d", self._identity.peer_id, *self._listen)
         self._begin(self._runner.run())
-        self._begin(self._stay_connected())
+        self._begin(self._link.run())
         self._begin(self._keep_certificate())
         try:
             return await self._dismissal
@@ -136,7 +133,7 @@ class Peer:
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)
         probed = {PROBE_PATH: answer_probe(self._max_bytes)}
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts, **probed}, {}, {})
+        app = PeerApp(self._max_bytes, {STEP_PATH: self._take_step, **source.posts, **probed}, {}, {})
         host, port = self._listen
         self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
         self._listen = (host, await self._server.start())
@@ -150,87 +147,42 @@ class Peer:
         """Get another before it expires, and listen with that. Senders repeat the calls that this cuts off."""
         while True:
             await asyncio.sleep(self._renewal_check_s)
-            if not self._identity.needs_renewal(datetime.now(UTC)) or self._uplink is None:
+            uplink = self._link.uplink
+            if not self._identity.needs_renewal(datetime.now(UTC)) or uplink is None:
                 continue
             try:
-                self._identity = await renew(self._uplink, self._identity, [self._host], self._directory)
+                self._identity = await renew(uplink, self._identity, [self._host], self._directory)
             except (Unreachable, JoinRefused, InvalidIdentity) as error:
                 logger.warning("the certificate was not renewed: %s", error)
                 continue
             await self._stop_listening()
             await self._start_listening()
-            self._successors.clear()  # the next epoch connects with the new certificate
+            self._edges.forget()  # the next epoch connects with the new certificate
             logger.info("the certificate was renewed, until %s", f"{self._identity.expires_at:%F %T} UTC")
 
-    async def _stay_connected(self) -> None:
-        pause_s, longest_s = _RECONNECT_S
-        while True:
-            try:
-                await self._follow_coordinator()
-                pause_s = _RECONNECT_S[0]
-            except (Unreachable, MalformedFrame) as error:
-                logger.warning("%s; trying again", error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-
-    async def _follow_coordinator(self) -> None:
-        """Hold a connection to the coordinator until it breaks."""
-        link = await self._connect(self._coordinator)
-        self._uplink = await self._connect(self._coordinator)
-        beating: asyncio.Task[None] | None = None
-        try:
-            decoder = StreamDecoder(self._max_bytes)
-            async for piece in link.stream("/v1/link"):
-                for frame in decoder.feed(piece):
-                    self._take(frame)
-                if beating is None and self._beat_s is not None:
-                    await self._say_hello(self._uplink)
-                    beating = asyncio.create_task(self._beat(self._uplink, self._beat_s))
-        finally:
-            if beating is not None:
-                beating.cancel()
-            uplink, self._uplink = self._uplink, None
-            await link.close()
-            if uplink is not None:
-                await uplink.close()
-
-    async def _say_hello(self, uplink: Http2Client) -> None:
-        device = resolve_device(self._here.device)
+    def _hello(self) -> Hello:
         endpoint = Endpoint(peer_id=self._identity.peer_id, host=self._host, port=self._port)
-        hello = Hello(
-            version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=measure_free_bytes(device)
-        )
-        status, answer = await uplink.post("/v1/report", _frame(hello), 10.0)
-        if status != 200:
-            self._leave(answer.decode(errors="replace"))
+        free_bytes = measure_free_bytes(self._device)
+        return Hello(version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=free_bytes)
 
-    async def _beat(self, uplink: Http2Client, every_s: float) -> None:
+    def _beat(self, round_trip_s: float | None) -> Beat:
         """Beats come from where steps are handed out, and say how long the present one has been computed."""
-        device = resolve_device(self._here.device)
-        round_trip_s: float | None = None
-        while True:
-            beat = Beat(
-                boot=self._boot,
-                busy_s=self._runner.busy_s,
-                work=self._runner.work,
-                free_bytes=measure_free_bytes(device),
-                round_trip_s=round_trip_s,
-            )
-            sent_s = time.monotonic()
-            with contextlib.suppress(Unreachable):
-                await uplink.post("/v1/report", _frame(beat), 2 * every_s + 1.0)
-                round_trip_s = time.monotonic() - sent_s
-            await asyncio.sleep(every_s)
+        return Beat(
+            boot=self._boot,
+            busy_s=self._runner.busy_s,
+            work=self._runner.work,
+            free_bytes=measure_free_bytes(self._device),
+            round_trip_s=round_trip_s,
+        )
 
-    def _take(self, frame: Frame) -> None:
-        """What has come down the link."""
-        if frame.kind == STEP:
-            self._runner.take(None, frame)
-            return
-        message = frame.header(_decode_message)
+    def _take_step_from_coordinator(self, frame: Frame) -> None:
+        received = self._runner.take_from_coordinator(frame)
+        if received is not None:
+            self._begin(self._tell(received, received.epoch))
+
+    def _take(self, message: ToPeer) -> None:
+        """What the coordinator says."""
         match message:
-            case Welcome(beat_s=beat_s):
-                self._beat_s = beat_s
             case Load(config=config):
                 self._begin(self._load(config))
             case Keep(configs=configs):
@@ -287,25 +239,23 @@ class Peer:
         try:
             stage = await self._loaded_stage(fence.config)
             await asyncio.get_running_loop().run_in_executor(self._compute, stage.allocate, fence.num_blocks)
-            successor = None if fence.successor is None else await self._client_of(fence.successor)
         except (CheckpointError, OutOfMemory, ValueError, OSError, MemoryError) as error:
             await self._tell(FenceFailed(epoch=fence.epoch, reason=str(error) or type(error).__name__))
             return
-        self._runner.begin_epoch(Epoch(fence, stage, successor))
+        try:
+            edge = await self._edges.to_successor(fence)
+        except Unreachable as error:
+            assert fence.successor is not None
+            await self._tell(EdgeDown(epoch=fence.epoch, successor=fence.successor.peer_id, reason=str(error)))
+            return
+        has_begun = self._runner.begin_epoch(Epoch(fence, stage, edge))
+        unused = self._edges.keep(edge) if has_begun else None
         await self._tell(Fenced(epoch=fence.epoch))
+        if unused is not None:
+            await unused.close()
 
     async def _connect(self, address: Address) -> Http2Client:
         return await Http2Client.open(address, self._identity)
-
-    async def _client_of(self, endpoint: Endpoint) -> Http2Client:
-        peer_id = PeerId(endpoint.peer_id)
-        address = Address(peer_id, endpoint.host, endpoint.port)
-        known = self._successors.get(peer_id)
-        if known is None or known.address != address:
-            if known is not None:
-                await known.close()
-            self._successors[peer_id] = await self._connect(address)
-        return self._successors[peer_id]
 
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
         result = Result(epoch=header.epoch, number=header.number, output=output)
@@ -315,16 +265,8 @@ class Peer:
         self._begin(self._tell(trouble, trouble.epoch))
 
     async def _tell(self, message: ToCoordinator, epoch: int | None = None) -> None:
-        """Tell the coordinator, as long as this peer is connected, and in `epoch` where one is given."""
-        uplink = self._uplink
-        if uplink is None:
-            return
-
-        def is_wanted() -> bool:
-            return uplink is self._uplink and epoch in (None, self._runner.epoch)
-
-        with contextlib.suppress(Refused):
-            await deliver(uplink, "/v1/report", _frame(message), is_wanted)
+        """Tell the coordinator, in `epoch` where one is given."""
+        await self._link.tell(message, lambda: epoch in (None, self._runner.epoch))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -336,7 +278,3 @@ class Peer:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("this peer cannot go on", exc_info=error)
             self._leave(f"{type(error).__name__}: {error}")
-
-
-def _frame(message: ToCoordinator) -> bytes:
-    return b"".join(encode_frame(CONTROL, message))

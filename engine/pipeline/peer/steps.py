@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from distllm.engine.interface import StepInput, StepOutput
-from distllm.engine.pipeline.delivery import Refused, Status, deliver
-from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, StepHeader, Work
+from distllm.engine.pipeline.delivery import Refused, Status
+from distllm.engine.pipeline.messages import STEP, EdgeDown, Fence, FenceFailed, Received, StepHeader, Work
+from distllm.engine.pipeline.peer.edge import Edge
 from distllm.engine.pipeline.peer.stage import Stage, nothing_of
 from distllm.engine.pipeline.protocol.stage_ledger import StageLedger, Verdict
-from distllm.engine.pipeline.transport.client import Http2Client
+from distllm.engine.pipeline.wire.activation_codec import CODECS
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pipeline.wire.frame import Frame, encode_frame
 
 logger = logging.getLogger("distllm.pipeline")
@@ -29,7 +31,6 @@ _STATUS = {
     Verdict.NOT_YET: Status.NOT_YET,
     Verdict.FULL: Status.FULL,
 }
-_NO_ACTIVATIONS = torch.empty(0)
 _decode_header = msgspec.msgpack.Decoder(StepHeader)
 _decode_step = msgspec.msgpack.Decoder(StepInput)
 
@@ -40,7 +41,18 @@ class Epoch:
 
     fence: Fence
     stage: Stage
-    successor: Http2Client | None
+    edge: Edge | None
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Of a step's tokens, as `tensors` of a codec."""
+
+    codec: CodecName
+    tensors: tuple[Tensor, ...]
+
+
+_NO_ACTIVATIONS = Activations("none", (torch.empty(0),))
 
 
 class StepRunner:
@@ -58,7 +70,7 @@ class StepRunner:
         self._compute = compute
         self._send_result = send_result
         self._report = report
-        self._ledger: StageLedger[tuple[StepHeader, Tensor | None]] = StageLedger()
+        self._ledger: StageLedger[tuple[StepHeader, tuple[Tensor, ...]]] = StageLedger()
         self._epoch: Epoch | None = None
         self._arrived = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -74,17 +86,31 @@ class StepRunner:
     def epoch(self) -> int:
         return self._ledger.epoch
 
-    def begin_epoch(self, epoch: Epoch) -> None:
-        if self._ledger.begin_epoch(epoch.fence.epoch):
+    def begin_epoch(self, epoch: Epoch) -> bool:
+        """False where that has begun before, or a later one has."""
+        has_begun = self._ledger.begin_epoch(epoch.fence.epoch)
+        if has_begun:
             self._epoch = epoch
+        return has_begun
 
     def take(self, sender: str | None, frame: Frame) -> Status:
         """A step that has come from `sender`, None for the coordinator. Raises MalformedFrame."""
+        return self._offer(sender, frame.header(_decode_header), frame.tensors)
+
+    def take_from_coordinator(self, frame: Frame) -> Received | None:
+        """A step of the coordinator's, or one that it relays: what to tell it of that. Raises MalformedFrame."""
         header = frame.header(_decode_header)
-        if self._epoch is not None and header.epoch == self.epoch and sender != self._epoch.fence.predecessor:
-            return Status.REFUSED
-        activations = frame.tensors[0] if frame.tensors else None
-        verdict = self._ledger.offer(header.epoch, header.number, (header, activations))
+        status = self._offer(None, header, frame.tensors)
+        if self._epoch is None or self._epoch.fence.number == 0:
+            return None
+        return Received(epoch=header.epoch, number=header.number, status=status)
+
+    def _offer(self, sender: str | None, header: StepHeader, tensors: tuple[Tensor, ...]) -> Status:
+        if self._epoch is not None and header.epoch == self.epoch:
+            fence = self._epoch.fence
+            if sender != fence.predecessor or header.codec not in ("none", fence.codec_in):
+                return Status.REFUSED
+        verdict = self._ledger.offer(header.epoch, header.number, (header, tensors))
         if verdict is Verdict.ACCEPTED:
             self._arrived.set()
         return _STATUS[verdict]
@@ -97,7 +123,7 @@ class StepRunner:
             while (item := self._ledger.take()) is not None:
                 await self._apply(*item)
 
-    async def _apply(self, header: StepHeader, activations: Tensor | None) -> None:
+    async def _apply(self, header: StepHeader, activations: tuple[Tensor, ...]) -> None:
         epoch = self._epoch
         assert epoch is not None
         loop = asyncio.get_running_loop()
@@ -116,23 +142,24 @@ class StepRunner:
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 
-    async def _hand_on(self, epoch: Epoch, header: StepHeader, output: "Tensor | StepOutput") -> None:
+    async def _hand_on(self, epoch: Epoch, header: StepHeader, output: Activations | StepOutput) -> None:
         if isinstance(output, StepOutput):
             await self._send_result(header, output)
             return
-        assert epoch.successor is not None
-        successor = epoch.successor.address.peer_id
+        assert epoch.edge is not None
+        successor = epoch.edge.successor
 
-        def on_unreachable(reason: str) -> None:
-            self._report(EdgeDown(epoch=header.epoch, successor=successor, reason=reason))
+        def on_unreachable(reason: str, *, is_refusal: bool = False) -> None:
+            self._report(EdgeDown(epoch=header.epoch, successor=successor, reason=reason, is_refusal=is_refusal))
 
-        frame = b"".join(encode_frame(STEP, header, [output]))
+        sent = msgspec.structs.replace(header, codec=output.codec)
+        frame = b"".join(encode_frame(STEP, sent, output.tensors))
         began_s = time.monotonic()
         try:
             is_wanted = partial(self._is_current, header)
-            await deliver(epoch.successor, "/v1/step", frame, is_wanted, on_unreachable)
+            await epoch.edge.deliver(frame, is_wanted, on_unreachable)
         except Refused as error:
-            on_unreachable(str(error))
+            on_unreachable(str(error), is_refusal=True)
         else:
             self._count(num_sent=1, sent_bytes=len(frame), send_s=time.monotonic() - began_s)
 
@@ -145,12 +172,16 @@ class StepRunner:
         return header.epoch == self.epoch
 
 
-def _compute(epoch: Epoch, header: StepHeader, activations: Tensor | None) -> "Tensor | StepOutput":
-    step = _decode_step.decode(header.step)
+def _compute(epoch: Epoch, header: StepHeader, tensors: tuple[Tensor, ...]) -> Activations | StepOutput:
+    """Raises MalformedActivations. What is recalled is encoded as it was before, to the same bits."""
+    step, codec = _decode_step.decode(header.step), epoch.fence.codec_out
     if _computes(epoch, header):
-        return epoch.stage.run(step, activations, is_rebuild=header.is_rebuild)
+        dtype: torch.dtype = getattr(torch, epoch.fence.config.dtype)
+        activations = CODECS[header.codec].decode(tensors, dtype) if tensors else None
+        output = epoch.stage.run(step, activations, is_rebuild=header.is_rebuild)
+        return output if isinstance(output, StepOutput) else Activations(codec, CODECS[codec].encode(output))
     if epoch.fence.number == header.first_stage - 1:
-        return epoch.stage.recall(step)
+        return Activations(codec, CODECS[codec].encode(epoch.stage.recall(step)))
     return nothing_of(step) if epoch.fence.successor is None else _NO_ACTIVATIONS
 
 

@@ -5,15 +5,14 @@ over its token, of int8 over its group. Within a rounding of float32's largest n
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
-
-CodecName = Literal["none", "fp8", "int8"]
 
 _GROUP_SIZE = 128
 _MAX_FP8 = 448.0

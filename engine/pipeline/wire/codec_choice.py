@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from distllm.engine.pipeline.wire.activation_codec import CodecName
+from distllm.engine.pipeline.wire.codec_names import CodecName
 
 _LEAST_GAIN = 0.1  # of the time; less is within what measurements differ by, and a codec alters activations
 

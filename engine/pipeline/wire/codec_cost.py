@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from distllm.engine.pipeline.wire.activation_codec import CODECS, CodecName, bytes_per_token
+from distllm.engine.pipeline.wire.activation_codec import CODECS, bytes_per_token
 from distllm.engine.pipeline.wire.codec_choice import CodecCost
+from distllm.engine.pipeline.wire.codec_names import CodecName
 
 _NUM_REPEATS = 5
 

@@ -94,7 +94,9 @@ function stageBox(stage, peer, stats) {
 
 function linkArrow(link) {
   const goodput = link?.bytes_per_s ? `${bytes(link.bytes_per_s)}/s` : "";
-  return element("li", "link", element("span", "", duration(link?.frame_s ?? null)), element("span", "", goodput));
+  const way = [...(link?.is_relayed ? ["relayed"] : []), ...(link && link.codec !== "none" ? [link.codec] : [])];
+  const lines = [duration(link?.frame_s ?? null), goodput, way.join(", ")];
+  return element("li", "link", ...lines.map(line => element("span", "", line)));
 }
 
 function chain({ cluster, stats }) {

@@ -48,9 +48,9 @@ class FakePeer:
 
     def connect(self, boot: str) -> None:
         member = self._members[self.peer_id]
-        member.outbound = asyncio.Queue()
+        outbound = member.begin_link()
         member.begin_boot(boot, Endpoint(peer_id=self.peer_id, host="127.0.0.1", port=1), 1 << 30)
-        self._tasks = [asyncio.create_task(self._follow(member.outbound)), asyncio.create_task(self._beat())]
+        self._tasks = [asyncio.create_task(self._follow(outbound)), asyncio.create_task(self._beat())]
         self._members.changed.set()
 
     def fall_silent(self) -> None:

@@ -1,6 +1,5 @@
 """Members of a cluster as a coordinator knows them, without machines: what they are told ends in queues."""
 
-import asyncio
 from dataclasses import dataclass, field
 
 import msgspec
@@ -45,7 +44,7 @@ SAMPLE = ModelSample(
     sizes=model(8),
     kv_token_bytes=1,
     activation_bytes=1000,
-    sample=LayerSample(stage=msgspec.structs.replace(WHOLE, begin=7), config_json=b"{}", tensors=()),
+    sample=LayerSample(stage=msgspec.structs.replace(WHOLE, begin=7), width=64, config_json=b"{}", tensors=()),
 )
 
 
@@ -69,7 +68,7 @@ class Peers:
 
     def join(self, name: str, boot: str = "1", free_bytes: int = GIB) -> Member:
         member = self.members[certified.PeerId(name)]
-        member.outbound = asyncio.Queue()
+        member.begin_link()
         member.begin_boot(boot, Endpoint(peer_id=name, host="127.0.0.1", port=1), free_bytes)
         self.free_bytes[member.peer_id] = free_bytes
         return member

@@ -12,10 +12,13 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.observer import Observer
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
+from distllm.engine.pipeline.coordinator.routes import Routes
 from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
+from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import Beat, Work
 from distllm.engine.pipeline.security.peer_id import PeerId
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer, placer_without_measurements
+from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.engine.pipeline.waiting import until
 
 
@@ -25,7 +28,9 @@ class ObservedCluster:
     def __init__(self, num_stages: int, state_dir: Path) -> None:
         self.members, self.events = Members(), EventLog()
         self.placer = placer_without_measurements(self.members, num_stages, state_dir)
-        self.pipeline = Pipeline(self.members, WHOLE, self.placer, silence_s=60.0, events=self.events)
+        self.survey = Survey(self.members, SAMPLE)
+        routes = Routes(self.members, self.survey, "none")
+        self.pipeline = Pipeline(self.members, WHOLE, self.placer, routes, silence_s=60.0, events=self.events)
         self.observer = Observer(self.members, self.pipeline, WHOLE, num_stages, self.events)
         self.peers: dict[str, FakePeer] = {}
         self.loads = True

@@ -14,8 +14,10 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
+from distllm.engine.pipeline.coordinator.routes import Routes
 from distllm.engine.pipeline.coordinator.survey import Survey
-from distllm.engine.pipeline.messages import Measured, Probed
+from distllm.engine.pipeline.delivery import Status
+from distllm.engine.pipeline.messages import EdgeDown, Measured, Probed
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -39,7 +41,8 @@ class Cluster:
         self.survey = Survey(self.members, replace(SAMPLE, sizes=model(WHOLE.num_layers)))
         patience_s = 0.0 if num_stages else TIMEOUT_S
         placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
-        self.pipeline = Pipeline(self.members, WHOLE, placer, SILENCE_S, EventLog())
+        routes = Routes(self.members, self.survey, "none")
+        self.pipeline = Pipeline(self.members, WHOLE, placer, routes, SILENCE_S, EventLog())
         self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 
@@ -285,3 +288,41 @@ async def test_a_slow_peer_that_joins_stands_by(measured: Cluster) -> None:
     await asyncio.sleep(2 * SILENCE_S)
     assert len(first.fences) == 1
     assert [(config.begin, config.end) for config in second.loads] == [(0, 6)]
+
+
+async def test_stages_that_cannot_reach_each_other_are_relayed_between_and_nobody_is_to_blame(
+    cluster: Cluster,
+) -> None:
+    first, second = cluster.join("a"), cluster.join("b")
+    await cluster.ready()
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: len(first.steps) == 1)
+    epoch = first.fences[-1].epoch
+    assert cluster.pipeline.relayed_to(first.peer_id, epoch) is Status.REFUSED, "they reach each other"
+    first.withholds = False
+    cluster.survey.take(
+        cluster.members[first.peer_id], EdgeDown(epoch=epoch, successor=second.peer_id, reason="refused")
+    )
+    cluster.members.changed.set()
+    await answered(future)
+    told, heard = first.fences[-1], second.fences[-1]
+    assert (told.is_relayed, heard.predecessor, heard.number) == (True, None, 1)
+    assert cluster.members[second.peer_id].trouble is None
+    assert cluster.pipeline.relayed_to(first.peer_id, told.epoch) == second.peer_id
+    assert cluster.pipeline.relayed_to(second.peer_id, told.epoch) is Status.REFUSED
+    assert cluster.pipeline.relayed_to(first.peer_id, epoch) is Status.STALE
+    assert cluster.pipeline.relayed_to(first.peer_id, told.epoch + 1) is Status.NOT_YET
+
+
+async def test_a_stage_whose_link_was_replaced_unseen_gets_its_steps_again(cluster: Cluster) -> None:
+    first, _ = cluster.join("a"), cluster.join("b")
+    await cluster.ready()
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: len(first.steps) == 1)
+    first.withholds = False
+    first.connect("boot-1")
+    await answered(future)
+    assert len(first.fences) == 2
+    assert cluster.members[first.peer_id].trouble is None

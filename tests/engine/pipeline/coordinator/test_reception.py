@@ -10,7 +10,21 @@ import pytest
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
-from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
+from distllm.engine.pipeline.delivery import Status
+from distllm.engine.pipeline.messages import (
+    BULK_PATH,
+    CONTROL,
+    LINK_PATH,
+    STEP,
+    Beat,
+    EdgeDown,
+    Endpoint,
+    Hello,
+    Received,
+    Result,
+    ToCoordinator,
+    Welcome,
+)
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
@@ -41,7 +55,20 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events)
+        self.measured: list[object] = []
+        self.received: list[tuple[PeerId, Received]] = []
+        reception = Reception(
+            authority,
+            tokens,
+            self.members,
+            2,
+            0.25,
+            note,
+            ignore,
+            lambda _, message: self.measured.append(message),
+            lambda *received: self.received.append(received),
+            self.events,
+        )
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
@@ -114,6 +141,35 @@ async def test_a_new_link_takes_the_place_of_an_old_one(coordinator: Coordinator
     assert old.empty()
     coordinator.app.on_stream_end(PEER, old)
     assert coordinator.members[PEER].outbound is new
+
+
+async def test_a_link_and_the_stream_beside_it_end_together(coordinator: Coordinator) -> None:
+    for ended in (0, 1):
+        streams = [coordinator.app.streams[path](PEER) for path in (LINK_PATH, BULK_PATH)]
+        await coordinator.report(PEER, hello())
+        assert coordinator.members[PEER].is_connected
+        coordinator.app.on_stream_end(PEER, streams[ended])
+        assert not coordinator.members[PEER].is_connected
+        remaining = streams[1 - ended]
+        while not remaining.empty():
+            last = remaining.get_nowait()
+        assert last is None
+
+
+async def test_a_way_that_is_closed_is_nobody_s_fault_and_a_refusal_is_the_refuser_s(
+    coordinator: Coordinator,
+) -> None:
+    coordinator.app.streams[LINK_PATH](PEER)
+    await coordinator.report(PEER, hello())
+    other = coordinator.members[PeerId("peer-2")]
+    down = EdgeDown(epoch=1, successor=other.peer_id, reason="refused")
+    await coordinator.report(PEER, down)
+    assert (other.trouble, coordinator.measured) == (None, [down])
+    await coordinator.report(PEER, msgspec.structs.replace(down, is_refusal=True))
+    assert (other.trouble, coordinator.measured) == ("refused", [down])
+    received = Received(epoch=1, number=2, status=Status.ACCEPTED)
+    await coordinator.report(PEER, received)
+    assert coordinator.received == [(PEER, received)]
 
 
 async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coordinator) -> None:

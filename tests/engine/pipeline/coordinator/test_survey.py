@@ -2,7 +2,8 @@
 
 import pytest
 
-from distllm.engine.pipeline.messages import Measure, MeasureFailed, Probed, ProbeLinks
+from distllm.engine.pipeline.coordinator import survey as module
+from distllm.engine.pipeline.messages import EdgeDown, Measure, MeasureFailed, Probed, ProbeLinks
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from tests.engine.pipeline.coordinator.peers import GIB, Peers
 
@@ -123,3 +124,27 @@ async def test_a_peer_tells_nothing_of_links_between_others(peers: Peers) -> Non
     before = peers.survey.cluster([B, C]).links
     peers.survey.take(member, Probed(links=(Link(B, C, 5.0, 1e9), Link(COORDINATOR, B, 5.0, 1e9)), unreachable={}))
     assert peers.survey.cluster([B, C]).links == before
+
+
+async def test_an_edge_that_failed_is_tried_again_after_a_while(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = peers.join(A), peers.join(B)
+    peers.settle({A: 0.001, B: 0.001})
+    peers.survey.take(first, EdgeDown(epoch=1, successor=B, reason="refused"))
+    assert not peers.survey.reaches(first, second)
+    assert peers.survey.is_settled([A, B]), "what was found out of it is known"
+    assert (A, B) not in {(link.source, link.target) for link in peers.survey.cluster([A, B]).links}
+    peers.survey.ask()
+    assert peers.told(first) == [], "it was tried a moment ago"
+    monkeypatch.setattr(module, "_PROBE_AGAIN_S", (0.0, 0.0))
+    peers.survey.take(first, EdgeDown(epoch=2, successor=B, reason="refused"))
+    peers.settle({A: 0.001, B: 0.001})
+    assert peers.survey.reaches(first, second)
+    assert (A, B) in {(link.source, link.target) for link in peers.survey.cluster([A, B]).links}
+
+
+async def test_that_one_way_is_closed_says_nothing_of_the_other(peers: Peers) -> None:
+    first, second = peers.join(A), peers.join(B)
+    peers.survey.take(first, EdgeDown(epoch=1, successor=B, reason="refused"))
+    assert peers.survey.reaches(second, first)

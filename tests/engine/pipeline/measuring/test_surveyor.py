@@ -58,12 +58,27 @@ def num_timings(monkeypatch: pytest.MonkeyPatch) -> list[LayerSample]:
     return timed
 
 
+def times_in(report: Measured | MeasureFailed) -> tuple[ComputeTimes, int]:
+    assert isinstance(report, Measured)
+    return report.times, report.free_bytes
+
+
+async def test_what_codecs_cost_is_measured_with_the_layer(
+    surveyor: Surveyor, sample: LayerSample, num_timings: list[LayerSample]
+) -> None:
+    report = await surveyor.measure(sample)
+    assert isinstance(report, Measured)
+    assert report.codecs.keys() == {"none", "fp8", "int8"}
+    assert report.codecs["none"].bytes_per_token == 4 * sample.width
+    assert report.codecs["fp8"].bytes_per_token == sample.width + 4
+
+
 async def test_a_layer_is_timed_once_for_each_sample_and_number_of_threads(
     sample: LayerSample, num_timings: list[LayerSample], tmp_path: Path, compute: ThreadPoolExecutor
 ) -> None:
     surveyor, wider = surveyor_of(tmp_path, compute), surveyor_of(tmp_path, compute, num_threads=2)
     for _ in range(2):
-        assert await surveyor.measure(sample) == Measured(times=TIMES, free_bytes=1000)
+        assert times_in(await surveyor.measure(sample)) == (TIMES, 1000)
     assert len(num_timings) == 1
     await surveyor.measure(msgspec.structs.replace(sample, config_json=b"{}"))
     assert len(num_timings) == 2
@@ -79,7 +94,7 @@ async def test_what_was_kept_and_is_damaged_is_measured_again(
     await surveyor.measure(sample)
     (kept,) = (tmp_path / "measured").iterdir()
     kept.write_bytes(kept.read_bytes()[:-3])
-    assert await surveyor.measure(sample) == Measured(times=TIMES, free_bytes=1000)
+    assert times_in(await surveyor.measure(sample)) == (TIMES, 1000)
     assert len(num_timings) == 2
 
 

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
 from distllm.engine.pipeline.delivery import Status
-from distllm.engine.pipeline.messages import STEP, EdgeDown, Endpoint, Fence, FenceFailed, StepHeader
+from distllm.engine.pipeline.messages import STEP, EdgeDown, Endpoint, Fence, FenceFailed, Received, StepHeader
+from distllm.engine.pipeline.peer.edge import Edge
 from distllm.engine.pipeline.peer.stage import Stage, nothing_of
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
+from distllm.engine.pipeline.transport.client import Http2Client, Unreachable
+from distllm.engine.pipeline.wire.activation_codec import CODECS
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE
 from tests.engine.pipeline.waiting import until
@@ -45,17 +48,16 @@ class FakeStage:
 class Successor:
     """Stands for the client of the next stage."""
 
-    address = Address(PeerId("next"), "127.0.0.1", 1)
-
     def __init__(self) -> None:
         self.received: list[Frame] = []
         self.is_reachable = True
+        self.answer = Status.ACCEPTED
 
     async def post(self, _: str, body: bytes, __: float) -> tuple[int, bytes]:
         if not self.is_reachable:
             raise Unreachable("next cannot be reached")
         self.received.append(decode_frame(body, len(body)))
-        return Status.ACCEPTED, b""
+        return self.answer, self.answer.name.encode()
 
 
 class Peer:
@@ -71,28 +73,55 @@ class Peer:
     async def _note(self, header: StepHeader, _: StepOutput) -> None:
         self.results.append(header.number)
 
-    def begin(self, epoch: int) -> None:
-        fence = Fence(epoch=epoch, config=WHOLE, number=1, num_blocks=8, predecessor="before", successor=None)
+    def begin(self, epoch: int, codec: CodecName = "none", predecessor: str | None = "before") -> None:
+        fence = Fence(
+            epoch=epoch,
+            config=WHOLE,
+            number=1,
+            num_blocks=8,
+            predecessor=predecessor,
+            successor=None,
+            codec_in=codec,
+            codec_out=codec,
+        )
         if self.successor is not None:
             fence = msgspec.structs.replace(fence, successor=_endpoint())
-        client = cast(Http2Client | None, self.successor)
-        self.runner.begin_epoch(Epoch(fence, cast(Stage, self.stage), client))
+        client = cast(Http2Client, self.successor)
+        edge = None if self.successor is None else Edge(PeerId("next"), client, client)
+        self.runner.begin_epoch(Epoch(fence, cast(Stage, self.stage), edge))
 
     def take(
-        self, epoch: int, number: int, sender: str = "before", first_stage: int = 0, last_stage: int = 3
+        self,
+        epoch: int,
+        number: int,
+        sender: str = "before",
+        first_stage: int = 0,
+        last_stage: int = 3,
+        codec: CodecName = "none",
     ) -> Status:
-        chunk = SequenceChunk(SequenceId(0), [1], 0, [BlockId(0)], sample=None)
-        step = msgspec.Raw(msgspec.msgpack.encode(StepInput(number, [chunk])))
-        header = StepHeader(
-            epoch=epoch,
-            number=number,
-            first_stage=first_stage,
-            last_stage=last_stage,
-            is_rebuild=False,
-            step=step,
-        )
-        frame = b"".join(encode_frame(STEP, header, [torch.full((1, 4), float(number))]))
-        return self.runner.take(sender, decode_frame(bytearray(frame), len(frame)))
+        return self.runner.take(sender, step_frame(epoch, number, first_stage, last_stage, codec))
+
+
+def step_frame(
+    epoch: int, number: int, first_stage: int = 0, last_stage: int = 3, codec: CodecName = "none"
+) -> Frame:
+    """A step of one token, whose activations are its number."""
+    chunk = SequenceChunk(SequenceId(0), [1], 0, [BlockId(0)], sample=None)
+    header = StepHeader(
+        epoch=epoch,
+        number=number,
+        first_stage=first_stage,
+        last_stage=last_stage,
+        is_rebuild=False,
+        step=msgspec.Raw(msgspec.msgpack.encode(StepInput(number, [chunk]))),
+        codec=codec,
+    )
+    frame = b"".join(encode_frame(STEP, header, CODECS[codec].encode(torch.full((1, 4), float(number)))))
+    return decode_frame(bytearray(frame), len(frame))
+
+
+def header_of(frame: Frame) -> StepHeader:
+    return frame.header(msgspec.msgpack.Decoder(StepHeader))
 
 
 def _endpoint() -> Endpoint:
@@ -130,7 +159,7 @@ async def test_activations_are_handed_on_with_the_step_as_it_came() -> None:
         assert peer.successor is not None
         (frame,) = peer.successor.received
         assert torch.equal(frame.tensors[0], torch.full((1, 4), 1.0))
-        assert frame.header(msgspec.msgpack.Decoder(StepHeader)).number == 0
+        assert header_of(frame).number == 0
 
 
 async def test_a_step_that_ends_before_this_stage_is_passed_on_uncomputed() -> None:
@@ -176,6 +205,46 @@ async def test_a_successor_that_cannot_be_reached_is_told_of_until_it_can() -> N
         assert peer.troubles[0] == EdgeDown(epoch=1, successor="next", reason="next cannot be reached")
         peer.successor.is_reachable = True
         await until(lambda: num_out(peer) == 1)
+
+
+async def test_an_edge_that_refuses_a_step_says_so() -> None:
+    async with running(Peer(is_last=False)) as peer:
+        assert peer.successor is not None
+        peer.successor.answer = Status.REFUSED
+        peer.take(1, 0)
+        await until(lambda: peer.troubles)
+        assert peer.troubles == [EdgeDown(epoch=1, successor="next", reason="REFUSED", is_refusal=True)]
+
+
+@pytest.mark.parametrize("codec", ["fp8", "int8"])
+async def test_activations_come_and_go_in_the_codec_of_the_edge(codec: CodecName) -> None:
+    async with running(Peer(is_last=False)) as peer:
+        assert peer.successor is not None
+        peer.begin(2, codec)
+        assert peer.take(2, 0, codec="int8" if codec == "fp8" else "fp8") == Status.REFUSED
+        assert peer.take(2, 0, codec=codec) == Status.ACCEPTED
+        peer.take(2, 1, first_stage=2)
+        peer.take(2, 2, last_stage=0)
+        await until(lambda: num_out(peer) == 3)
+        frames = {header_of(frame).number: frame for frame in peer.successor.received}
+        for number, value in ((0, 1.0), (1, -1.0)):
+            assert header_of(frames[number]).codec == codec
+            decoded = CODECS[codec].decode(frames[number].tensors, torch.float32)
+            assert torch.equal(decoded, torch.full((1, 4), value)), "computed and recalled alike"
+        assert header_of(frames[2]).codec == "none", "what passes by has no activations"
+
+
+async def test_a_relayed_step_comes_from_the_coordinator_and_is_acknowledged_to_it() -> None:
+    async with running(Peer(is_last=True)) as peer:
+        peer.begin(2, predecessor=None)
+        assert peer.take(2, 0) == Status.REFUSED, "who would send straight is no predecessor"
+        for _ in range(2):
+            received = peer.runner.take_from_coordinator(step_frame(2, 0))
+            assert received == Received(epoch=2, number=0, status=Status.ACCEPTED)
+        stale = peer.runner.take_from_coordinator(step_frame(1, 0))
+        assert stale == Received(epoch=1, number=0, status=Status.STALE)
+        await until(lambda: num_out(peer) == 1)
+        assert peer.stage.computed == [0]
 
 
 async def test_a_stage_that_fails_says_so_and_does_not_end() -> None:

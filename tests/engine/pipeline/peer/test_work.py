@@ -14,10 +14,11 @@ from torch import Tensor
 from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
 from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.messages import STEP, Endpoint, Fence, StepHeader, Work
+from distllm.engine.pipeline.peer.edge import Edge
 from distllm.engine.pipeline.peer.stage import Stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.client import Address, Http2Client
+from distllm.engine.pipeline.transport.client import Http2Client
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE
 from tests.engine.pipeline.waiting import until
@@ -35,8 +36,6 @@ class SlowStage:
 
 class Successor:
     """Takes a frame at the second attempt."""
-
-    address = Address(PeerId("p2"), "10.0.0.2", 1)
 
     def __init__(self) -> None:
         self.num_bytes: list[int] = []
@@ -65,7 +64,9 @@ async def running(successor: Successor, number: int) -> AsyncIterator[StepRunner
             predecessor=None,
             successor=Endpoint(peer_id="p2", host="10.0.0.2", port=1),
         )
-        runner.begin_epoch(Epoch(fence, cast(Stage, SlowStage()), cast(Http2Client, successor)))
+        client = cast(Http2Client, successor)
+        edge = Edge(PeerId("p2"), client, client)
+        runner.begin_epoch(Epoch(fence, cast(Stage, SlowStage()), edge))
         task = asyncio.create_task(runner.run())
         yield runner
         task.cancel()

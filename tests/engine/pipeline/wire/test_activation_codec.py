@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distllm.engine.pipeline.wire.activation_codec import CODECS, CodecName, MalformedActivations, bytes_per_token
+from distllm.engine.pipeline.wire.activation_codec import CODECS, MalformedActivations, bytes_per_token
 from distllm.engine.pipeline.wire.codec_cost import measure_codec
+from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pipeline.wire.frame import decode_frame, encode_frame
 from tests.engine.pipeline.wire.frames import StepHeader, bits
 

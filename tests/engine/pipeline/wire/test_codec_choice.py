@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distllm.engine.pipeline.wire.activation_codec import CodecName
 from distllm.engine.pipeline.wire.codec_choice import CodecCost, choose_codec
+from distllm.engine.pipeline.wire.codec_names import CodecName
 
 COSTS: dict[CodecName, CodecCost] = {
     "none": CodecCost(8192, math.inf, math.inf),
