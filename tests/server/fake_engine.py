@@ -68,6 +68,9 @@ class FakeEngine:
             raise EngineUnavailable("the model is still being loaded")
         return self.executor_info
 
+    async def wait_ready(self) -> None:
+        """A fake engine is ready whenever its state says so."""
+
     def submit(self, request: EngineRequest) -> "FakeStream":
         if self.refusal is not None:
             raise self.refusal
