@@ -4,7 +4,7 @@ Knows nothing of what the frames mean.
 """
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,8 @@ from distllm.server.protocol.responses import ChatChunk, Completion
 logger = logging.getLogger("distllm.server")
 
 KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_AMONG_IDS = b": keep-alive\n"
+"""After an event with an id OpenAI's client takes an empty line for an event, whose data it then cannot read."""
 
 
 class Chunks(Protocol):
@@ -47,14 +49,21 @@ class EventStream(EventSourceResponse):
     """Streams frames within the block of their `owner`, which is left whatever happens: end, failure, or a client
     that goes away.
 
-    After each `keep_alive_s` of silence a comment is sent.
+    After each `keep_alive_s` of silence a comment is sent, `keep_alive`.
     """
 
     def __init__(
-        self, frames: AsyncIterable[bytes], owner: AbstractAsyncContextManager[object], keep_alive_s: float
+        self,
+        frames: AsyncIterable[bytes],
+        owner: AbstractAsyncContextManager[object],
+        keep_alive_s: float,
+        *,
+        keep_alive: bytes = KEEP_ALIVE,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(frames, ping=keep_alive_s, sep="\n")
+        super().__init__(frames, headers=headers, ping=keep_alive_s, sep="\n")
         self._owner = owner
+        self._keep_alive = keep_alive
         self._last_sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +83,7 @@ class EventStream(EventSourceResponse):
                 continue
             async with self._send_lock:
                 if self.active:
-                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """Live streams outlast SIGTERM: the server drains, and the engine ends what does not end in time."""

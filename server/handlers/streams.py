@@ -15,11 +15,13 @@ from distllm.server.resuming.event_id import HEADER, EventId
 from distllm.server.resuming.kept_stream import KeptStream
 from distllm.server.resuming.stream_head import ServedModel, StreamHead
 from distllm.server.service import service_of
-from distllm.server.streaming import EventStream
+from distllm.server.streaming import KEEP_ALIVE_AMONG_IDS, EventStream
 
 router = APIRouter(route_class=DirectRoute)
 
 _ASKING_HEADER = "x-resumable"
+_ID_HEADER = "x-stream-id"
+"""Tells a client that its stream can be resumed, and where, before the first event does."""
 _ANSWERS = {"true": True, "false": False}
 
 
@@ -87,7 +89,13 @@ def _events(request: Request, stream: KeptStream, after: EventId | None) -> Resp
     if after is not None:
         service.streams.counts.resumed += 1
     reader = stream.reader(counts)
-    return EventStream(reader.frames(), reader, service.settings.keep_alive_s)
+    return EventStream(
+        reader.frames(),
+        reader,
+        service.settings.keep_alive_s,
+        keep_alive=KEEP_ALIVE_AMONG_IDS,
+        headers={_ID_HEADER: stream.head.request_id},
+    )
 
 
 def _find(request: Request, request_id: str) -> KeptStream:
