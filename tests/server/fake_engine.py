@@ -86,7 +86,7 @@ class FakeStream:
         self._engine = engine
         self._request = request
         self._indices = [start.index for start in request.sequences]
-        self._num_tokens = dict.fromkeys(self._indices, 0)
+        self._num_tokens = {start.index: len(start.output_ids) for start in request.sequences}
         self._turn = 0
         self._is_first = True
 
