@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from distllm.clients import AsyncClient, RetryPolicy
+from distllm.clients.options import CompletionOptions
 from tests.conftest import RunningServer, StartServer
 
 FLOAT32 = ("--dtype", "float32")
@@ -132,3 +134,35 @@ async def test_streams_outlive_sigkill_of_the_server(start_server: StartServer, 
     assert steps_of(metrics) > NUM_TOKENS / 4, "most was computed before the server was killed"
     assert f"distllm_streams_restored_total {len(ASKED)}.0" in metrics
     assert f"distllm_streams_resumed_total {len(ASKED)}.0" in metrics
+
+
+async def test_our_client_reads_on_while_the_server_is_killed_and_started_again(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    flags = (*FLOAT32, "--state", tmp_path / "state", "--port", str(free_port()))
+    server = start_server(*flags)
+    options: CompletionOptions = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": 21}
+    async with AsyncClient(server.url, retries=RetryPolicy(resume_within_s=100)) as client:
+        expected = (await client.complete("The sea", **options)).text
+        stream = await client.complete_stream("The sea", **options)
+        texts = [(await anext(stream)).text for _ in range(20)]
+        kill(server)
+        await asyncio.to_thread(start_server, *flags)
+        texts += [chunk.text async for chunk in stream]
+    assert "".join(texts) == expected
+
+
+async def test_a_server_that_is_told_to_end_leaves_its_streams_to_the_next(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    flags = (*FLOAT32, "--state", tmp_path / "state", "--port", str(free_port()), "--drain-s", "0")
+    server = start_server(*flags)
+    options: CompletionOptions = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0}
+    async with AsyncClient(server.url, retries=RetryPolicy(resume_within_s=100)) as client:
+        expected = (await client.complete("The sea", **options)).text
+        stream = await client.complete_stream("The sea", **options)
+        texts = [(await anext(stream)).text]
+        assert await asyncio.to_thread(server.terminate) == 0
+        await asyncio.to_thread(start_server, *flags)
+        texts += [chunk.text async for chunk in stream]
+    assert "".join(texts) == expected
