@@ -1,7 +1,7 @@
 """One resumable stream: its events so far, and those who read them. It goes on when nobody does, for a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -49,6 +49,8 @@ class KeptStream:
         self._grace_s = grace_s
         self._on_abandoned = on_abandoned
         self._is_restored = is_restored
+        self._unwritten: list[SequenceOutput] = []
+        self._awaits_file = False
         self._events: list[KeptEvent] = []
         self._num_forgotten = 0
         self._counts = [0] * head.num_choices
@@ -60,9 +62,20 @@ class KeptStream:
     def is_read(self) -> bool:
         return bool(self._readers)
 
+    async def write_to(self, file: Awaitable[StreamFile | None]) -> None:
+        """Have outputs written to a file that is yet to be made; they may come before it is there."""
+        self._awaits_file = True
+        self.file = await file
+        self._awaits_file = False
+        for output in self._unwritten:
+            self.record(output)
+        self._unwritten.clear()
+
     def record(self, output: SequenceOutput) -> None:
         """Write an output of the engine down, before its events are made."""
-        if self.file is not None:
+        if self._awaits_file:
+            self._unwritten.append(output)
+        elif self.file is not None:
             self.file.append(output)
 
     def add(self, events: Sequence[Event]) -> int:

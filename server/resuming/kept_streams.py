@@ -83,8 +83,8 @@ class KeptStreams:
         return 0 if self._log is None else self._log.num_bytes
 
     async def __aenter__(self) -> Self:
-        for logged in [] if self._log is None else self._log.logged:
-            self._restore(logged)
+        while self._log is not None and self._log.logged:
+            self._restore(self._log.logged.pop(0))
         return self
 
     async def __aexit__(
@@ -109,13 +109,7 @@ class KeptStreams:
         stream = self._keep(head)
         generation = self._generation(head, RecordingEngine(self._engine, stream.record))
         try:
-            await generation.start()
-            try:
-                if self._log is not None:
-                    stream.file = await asyncio.to_thread(self._log.begin, head)
-            except BaseException:
-                await generation.__aexit__(None, None, None)
-                raise
+            await self._start(stream, generation)
         except BaseException:
             self.remove(stream)
             raise
@@ -138,6 +132,16 @@ class KeptStreams:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
         stream.end()
+
+    async def _start(self, stream: KeptStream, generation: Generation) -> None:
+        """Start a generation and, where there is a log, wait until its stream is on disk."""
+        await generation.start()
+        try:
+            if self._log is not None:  # nothing may be awaited before: outputs can come from now on
+                await stream.write_to(asyncio.to_thread(self._log.begin, stream.head))
+        except BaseException:
+            await generation.__aexit__(None, None, None)
+            raise
 
     def _restore(self, logged: LoggedStream) -> None:
         """Go on with a stream of before a restart. What was said is said again at once, for any place."""

@@ -102,7 +102,10 @@ class StreamFile:
         log.num_bytes += num_bytes
 
     def append(self, output: SequenceOutput) -> None:
-        """Write an output; where that fails, this one and all after it are left out."""
+        """Write an output; where that fails, this one and all after it are left out.
+
+        It goes no further than the system's memory, which takes microseconds.
+        """
         if self._descriptor is None:
             return
         record = _record(msgspec.msgpack.encode(output))

@@ -14,7 +14,6 @@ from distllm.clients import AsyncClient, RetryPolicy
 from distllm.clients.options import CompletionOptions
 from tests.conftest import RunningServer, StartServer
 
-FLOAT32 = ("--dtype", "float32")
 MODEL = "distllm-embedded"
 RESUMABLE = {"x-resumable": "true"}
 NUM_TOKENS = 400
@@ -109,7 +108,7 @@ async def resume(client: httpx.AsyncClient, received: Received) -> None:
 
 
 async def test_streams_outlive_sigkill_of_the_server(start_server: StartServer, tmp_path: Path) -> None:
-    flags = (*FLOAT32, "--state", tmp_path / "state", "--port", str(free_port()))
+    flags = ("--state", tmp_path / "state", "--port", str(free_port()))
     server = start_server(*flags)
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         expected = dict(
@@ -139,7 +138,7 @@ async def test_streams_outlive_sigkill_of_the_server(start_server: StartServer, 
 async def test_our_client_reads_on_while_the_server_is_killed_and_started_again(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    flags = (*FLOAT32, "--state", tmp_path / "state", "--port", str(free_port()))
+    flags = ("--state", tmp_path / "state", "--port", str(free_port()))
     server = start_server(*flags)
     options: CompletionOptions = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": 21}
     async with AsyncClient(server.url, retries=RetryPolicy(resume_within_s=100)) as client:
@@ -155,7 +154,7 @@ async def test_our_client_reads_on_while_the_server_is_killed_and_started_again(
 async def test_a_server_that_is_told_to_end_leaves_its_streams_to_the_next(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    flags = (*FLOAT32, "--state", tmp_path / "state", "--port", str(free_port()), "--drain-s", "0")
+    flags = ("--state", tmp_path / "state", "--port", str(free_port()), "--drain-s", "0")
     server = start_server(*flags)
     options: CompletionOptions = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0}
     async with AsyncClient(server.url, retries=RetryPolicy(resume_within_s=100)) as client:

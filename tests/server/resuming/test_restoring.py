@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.resuming.kept_streams import KeptStreams
-from distllm.server.resuming.stream_log import StreamLogInUse, open_log
+from distllm.server.resuming.stream_head import StreamHead
+from distllm.server.resuming.stream_log import StreamFile, StreamLog, StreamLogInUse, open_log
 from distllm.server.settings import FrontEndSettings
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
@@ -180,6 +182,25 @@ async def test_a_disk_that_fills_in_the_middle_of_a_stream_loses_nothing_that_ca
     assert num_writes == 4
     async with serving(byte_level, tmp_path) as (client, _):
         assert read_events(await follow(client, whole.events[5].id)) == whole.events[6:]
+
+
+async def test_outputs_that_come_before_there_is_a_file_are_written_to_it(
+    byte_level: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_late(log: StreamLog, head: StreamHead) -> StreamFile | None:
+        time.sleep(0.05)
+        return begin_file(log, head)
+
+    begin_file = StreamLog.begin
+    monkeypatch.setattr(StreamLog, "begin", begin_late)
+    engine = FakeEngine(600)
+    engine.delay_s = 0.01
+    async with serving(byte_level, tmp_path, engine) as (client, _):
+        events = await begin(client, prompt=["the fox", "a dog"])
+    async with serving(byte_level, tmp_path, engine) as (client, _):
+        rest = read_events(await follow(client, events[2].id))
+    assert by_choice(events[:3] + rest) == by_choice(events)
+    assert len(engine.requests) == 2, "nothing was left to compute"
 
 
 async def test_a_server_that_ends_in_order_leaves_its_unfinished_streams_to_the_next(
