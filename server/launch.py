@@ -45,7 +45,7 @@ from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.listening import CannotServe, listen, url_of
 from distllm.server.loading_bar import LoadingBar
-from distllm.server.resuming.stream_log import StreamLog, StreamLogInUse, open_log
+from distllm.server.resuming.stream_log import StreamLog, StreamLogUnusable, open_log
 from distllm.server.settings import FrontEndSettings, ResumeSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def serve(settings: Settings) -> int:
                 asyncio.run(_serve(settings, checkpoint, listener, launched, log))
     except (
         CannotServe,
-        StreamLogInUse,
+        StreamLogUnusable,
         LaunchError,
         ModelNotFound,
         CheckpointError,
@@ -224,7 +224,7 @@ async def _announce(
 
 
 def _open_log(settings: Settings) -> AbstractContextManager[StreamLog | None]:
-    """What outlives this server of its streams, where a folder for it is named. Raises StreamLogInUse."""
+    """What outlives this server of its streams, where a folder for it is named. Raises StreamLogUnusable."""
     state = settings.cluster.state
     return nullcontext() if state is None else open_log(state.expanduser())
 

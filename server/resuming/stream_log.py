@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from distllm.engine.durable import locked, write_private
-from distllm.engine.pipeline.security.state_dir import make_private_dir
+from distllm.engine.pipeline.security.state_dir import ClusterStateError, make_private_dir
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.resuming.stream_head import StreamHead
 
@@ -30,8 +30,8 @@ logger = logging.getLogger("distllm.server")
 _PREFIX = struct.Struct(">II")
 
 
-class StreamLogInUse(Exception):
-    """Another server goes on with the streams of this directory."""
+class StreamLogUnusable(Exception):
+    """There can be no log in this directory; the message names it, what is wrong and the remedy."""
 
 
 class StreamLog:
@@ -145,16 +145,20 @@ class LoggedStream:
 
 @contextlib.contextmanager
 def open_log(state_dir: Path) -> Iterator[StreamLog]:
-    """The log in a state directory. Raises StreamLogInUse, ClusterStateError or OSError."""
-    directory = make_private_dir(make_private_dir(state_dir) / "streams")
+    """The log in a state directory. Raises StreamLogUnusable."""
     with contextlib.ExitStack() as stack:
         try:
+            directory = make_private_dir(make_private_dir(state_dir) / "streams")
             stack.enter_context(locked(directory, fcntl.LOCK_NB))
+            log = StreamLog(directory)
+        except ClusterStateError as error:
+            raise StreamLogUnusable(str(error)) from None
         except BlockingIOError:
-            raise StreamLogInUse(
-                f"{directory} is used by another server that runs: end it, or name another --state"
-            ) from None
-        yield StreamLog(directory)
+            reason = "is used by another server that runs: end it, or name another --state"
+            raise StreamLogUnusable(f"{directory} {reason}") from None
+        except OSError as error:
+            raise StreamLogUnusable(f"{directory} cannot be used: {error.strerror}; name another --state") from None
+        yield log
 
 
 def _record(content: bytes) -> bytes:

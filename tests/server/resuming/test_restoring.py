@@ -21,7 +21,7 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.resuming.kept_streams import KeptStreams
 from distllm.server.resuming.stream_head import StreamHead
-from distllm.server.resuming.stream_log import StreamFile, StreamLog, StreamLogInUse, open_log
+from distllm.server.resuming.stream_log import StreamFile, StreamLog, StreamLogUnusable, open_log
 from distllm.server.settings import FrontEndSettings
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
@@ -265,8 +265,18 @@ async def test_an_engine_that_cannot_start_leaves_the_streams_to_the_next(
 
 
 def test_a_directory_belongs_to_one_server(tmp_path: Path) -> None:
-    with open_log(tmp_path), pytest.raises(StreamLogInUse, match="another --state"), open_log(tmp_path):
+    with open_log(tmp_path), pytest.raises(StreamLogUnusable, match="another --state"), open_log(tmp_path):
         raise AssertionError("it was opened twice")
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StreamLogUnusable, match=r"file.*name another directory"), open_log(tmp_path / "file"):
+        raise AssertionError("it was opened")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(StreamLogUnusable, match="may be written by any user"), open_log(tmp_path / "open"):
+        raise AssertionError("it was opened")
 
 
 class StartingEngine(FakeEngine):
