@@ -179,13 +179,16 @@ class KeptStreams:
         return stream
 
     async def _drive_again(self, stream: KeptStream, generation: Generation) -> None:
-        """The grace time begins when the server can answer again: how long it was away does not count."""
         await generation.start()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._drive(stream, generation))
-            with contextlib.suppress(EngineUnavailable):
-                await self._engine.wait_ready()
-            stream.expect_reader()
+            tasks.create_task(self._expect_reader_once_ready(stream))
+            await self._drive(stream, generation)
+
+    async def _expect_reader_once_ready(self, stream: KeptStream) -> None:
+        """How long the server was away does not count as time in which its client could have come back."""
+        with contextlib.suppress(EngineUnavailable):
+            await self._engine.wait_ready()
+        stream.expect_reader()
 
     async def _drive(self, stream: KeptStream, generation: Generation) -> None:
         """Make the events of a started generation. Where the server ends before it does, the next one goes on."""

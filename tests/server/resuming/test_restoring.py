@@ -17,14 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distllm.scheduler.refusals import EngineUnavailable
+from distllm.scheduler.messages import EngineRequest
+from distllm.scheduler.refusals import EngineUnavailable, QueueFull
 from distllm.server.app import create_app
 from distllm.server.resuming.kept_streams import KeptStreams
 from distllm.server.resuming.stream_head import StreamHead
 from distllm.server.resuming.stream_log import StreamFile, StreamLog, StreamLogUnusable, open_log
 from distllm.server.settings import FrontEndSettings
 from distllm.server.tokenizer import Tokenizer
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, FakeStream
 from tests.server.live import eventually, served
 from tests.server.resuming.conftest import RESUMABLE, Event, begin, by_choice, follow, read_events
 
@@ -251,6 +252,47 @@ async def test_a_stream_waits_for_an_engine_that_is_starting(byte_level: Tokeniz
         assert streams.num_kept == 1
 
 
+async def test_a_stream_that_is_ended_before_the_engine_is_ready_is_never_submitted(
+    byte_level: Tokenizer, tmp_path: Path
+) -> None:
+    whole = await kept(byte_level, tmp_path, prompt=["the fox", "a dog"])
+    os.truncate(whole.file, whole.file.stat().st_size - 500)
+    engine = StartingEngine(600)
+    async with serving(byte_level, tmp_path, engine) as (client, streams):
+        assert (await client.delete(f"/v1/streams/{whole.file.stem}")).status_code == 204
+        engine.state = "ready"
+        engine.is_settled.set()
+        assert len(await begin(client)) == 14
+        assert len(engine.requests) == 1
+        assert streams.num_kept == 1
+
+
+async def test_a_full_queue_makes_a_stream_of_before_wait(byte_level: Tokenizer, tmp_path: Path) -> None:
+    whole = await kept(byte_level, tmp_path)
+    os.truncate(whole.file, whole.file.stat().st_size - 200)
+    engine = StartingEngine(600)
+    engine.refusals = [QueueFull(576, 0.01), QueueFull(576, 0.01)]
+    engine.state = "ready"
+    engine.is_settled.set()
+    async with serving(byte_level, tmp_path, engine) as (client, _):
+        assert read_events(await follow(client, whole.events[0].id)) == whole.events[1:]
+    assert engine.refusals == []
+
+
+async def test_another_order_of_sums_is_told(
+    byte_level: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = await kept(byte_level, tmp_path)
+    os.truncate(whole.file, whole.file.stat().st_size - 200)
+    engine = FakeEngine(600)
+    engine.executor_info = replace(engine.executor_info, numerics="other")
+    with open_log(tmp_path) as log:
+        assert log.numerics == "fake"
+    async with serving(byte_level, tmp_path, engine) as (client, _):
+        assert read_events(await follow(client, whole.events[0].id)) == whole.events[1:]
+    assert "may differ by rounding" in caplog.text
+
+
 async def test_an_engine_that_cannot_start_leaves_the_streams_to_the_next(
     byte_level: Tokenizer, tmp_path: Path
 ) -> None:
@@ -280,14 +322,20 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 class StartingEngine(FakeEngine):
-    """Settles when it is told to: ready where its state then says so."""
+    """Settles when it is told to: ready where its state then says so. First it refuses as it is told."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__(vocab_size)
         self.state = "starting"
         self.is_settled = asyncio.Event()
+        self.refusals: list[Exception] = []
 
     async def wait_ready(self) -> None:
         await self.is_settled.wait()
         if self.state != "ready":
             raise EngineUnavailable("the engine cannot start")
+
+    def submit(self, request: EngineRequest) -> FakeStream:
+        if self.refusals:
+            raise self.refusals.pop()
+        return super().submit(request)
