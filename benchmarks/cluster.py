@@ -69,13 +69,15 @@ class PeerProcess:
 
 @dataclass(slots=True)
 class Cluster:
-    """Get one from `running_cluster`."""
+    """Get one from `running_cluster`. `words` are the command that started its server."""
 
     directory: Path
     port: int
     server: "subprocess.Popen[bytes]"
+    words: Sequence[str]
     model: str
     peers: dict[str, PeerProcess] = field(default_factory=dict)
+    num_restarts: int = 0
 
     @property
     def state_dir(self) -> Path:
@@ -168,7 +170,20 @@ class Cluster:
             time.sleep(_LOOK_S)
 
     def wait_until_ready(self) -> None:
-        self.wait_until(lambda: _READY.search(self.log()) is not None, "the server is ready")
+        num_servers = self.num_restarts + 1
+        self.wait_until(lambda: len(_READY.findall(self.log())) == num_servers, "the server is ready")
+
+    def kill_server(self) -> None:
+        """All processes of `distllm serve` at once; peers stay."""
+        tree = _tree(self.server.pid)
+        for process in tree:
+            process.kill()
+        self.server.wait()
+        psutil.wait_procs(tree, _END_TIMEOUT_S)
+
+    def start_server_again(self) -> None:
+        self.num_restarts += 1
+        self.server = _start(self.words, self.directory / "serve.log")
 
     def wait_until_serving(self, num_stages: int, num_spares: int = 0) -> None:
         """Over stages that all run, with spares that have loaded all of them."""
@@ -229,7 +244,7 @@ def running_cluster(
     settings.write_text(f"coordinator: {{{place}, {coordinator}}}\nnetwork: {{{network}}}\n")
     words = ["serve", *([model] if model else []), "--coordinator", str(settings)]
     words += ["--state", str(directory / "coordinator"), "--port", "0", *arguments]
-    cluster = Cluster(directory, port, _start(words, directory / "serve.log"), model)
+    cluster = Cluster(directory, port, _start(words, directory / "serve.log"), words, model)
     try:
         yield cluster
     finally:

@@ -1,7 +1,7 @@
 """The client for asyncio: the same calls as `Client`, awaited."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -23,6 +23,7 @@ from distllm.clients.results import (
     Model,
     Tokenization,
 )
+from distllm.clients.resuming import ASK, AsyncResumer
 from distllm.clients.retries import NO_RETRIES, RetryPolicy
 from distllm.clients.streams import AsyncStream, Chunk, ChunkReader
 from distllm.clients.transport import DEFAULT_URL, Connection
@@ -35,7 +36,7 @@ class AsyncClient:
 
     `model` None means the first model that the server lists. Everything here raises ClientError: APIError where the
     server refused, InvalidCallError where nothing could be sent, its other kinds where no answer came. Refusals by
-    429 and 503 are retried by `retries`.
+    429 and 503 are retried by `retries`, which also says whether streams that break are gone on with.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class AsyncClient:
             timeout=self._connection.timeout,
             trust_env=self._connection.uses_proxies,
         )
+        within_s = self._retries.resume_within_s
+        self._resumer = None if within_s is None else AsyncResumer(self._http, self._connection, within_s)
 
     @property
     def base_url(self) -> str:
@@ -129,16 +132,24 @@ class AsyncClient:
             return call.read(Reply(response.status_code, response.headers, await response.aread()))
 
     async def _open(self, call: StreamCall[Chunk]) -> AsyncStream[Chunk]:
-        response = await self._exchange("POST", call.path, call.body, self._retries)
+        headers = None if self._resumer is None else ASK
+        response = await self._exchange("POST", call.path, call.body, self._retries, headers)
         if not response.is_success:
             raise api_error(Reply(response.status_code, response.headers, response.content))
-        return AsyncStream(response, self._connection, ChunkReader(call.read_event))
+        return AsyncStream(response, self._connection, ChunkReader(call.read_event), self._resumer)
 
-    async def _exchange(self, method: str, path: str, body: bytes | None, policy: RetryPolicy) -> httpx.Response:
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        policy: RetryPolicy,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
         """The reply after which no retry is due. The body of a success is still unread."""
         if self._http.is_closed:
             raise InvalidCallError("the client has been closed")
-        request = self._http.build_request(method, path, content=body)
+        request = self._http.build_request(method, path, content=body, headers=headers)
         for num_retries in count():
             with self._connection.errors():
                 response = await self._http.send(request, stream=True)

@@ -15,10 +15,14 @@ class RetryPolicy:
 
     The server's Retry-After is honoured; where it asks for more than `max_delay_s` the call fails at once rather
     than come back too early. Without one the delay doubles from half a second, with jitter.
+
+    With `resume_within_s` streams are asked for as resumable, and one that breaks is gone on with, if that succeeds
+    within so many seconds. The server then goes on for a time when this process dies without closing a stream.
     """
 
     max_retries: int = 2
     max_delay_s: float = 30.0
+    resume_within_s: float | None = None
 
     def delay_s(self, status: int, headers: Mapping[str, str], num_retries: int) -> float | None:
         """Seconds to wait before retry number `num_retries` + 1, or None to take the answer as it is."""

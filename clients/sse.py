@@ -10,9 +10,11 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class SSEParser:
-    """Incremental parser of one event stream. Of an event's fields only `data` is kept."""
+    """Incremental parser of one event stream. `last_event_id` is that of the last whole event, "" before any."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_event_id: str = "") -> None:
+        self.last_event_id = last_event_id
+        self._id = last_event_id
         self._buffer = b""
         self._data: list[bytes] = []
         self._is_at_start = True
@@ -46,9 +48,12 @@ class SSEParser:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
+        elif name == b"id" and b"\0" not in value:
+            self._id = value.removeprefix(b" ").decode("utf-8", errors="replace")
         return None
 
     def _dispatch(self) -> str | None:
+        self.last_event_id = self._id
         if not self._data:
             return None
         event = b"\n".join(self._data).decode("utf-8", errors="replace")

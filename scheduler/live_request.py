@@ -30,6 +30,11 @@ class LiveRequest:
     def is_finished(self) -> bool:
         return not self._unfinished
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether `next_output` has one at once."""
+        return bool(self._outputs)
+
     def accept(self, output: SequenceOutput) -> None:
         """Record an output and hand it to the reader; what belongs to an ended sequence is dropped."""
         known_ids = self._unfinished.get(output.index)

@@ -7,20 +7,31 @@ from distllm.server.auth import AuthMiddleware
 from distllm.server.error_boundary import ErrorBoundary
 from distllm.server.errors import handle_error
 from distllm.server.handlers import chat, completions, health, meta, models, tokenization
+from distllm.server.handlers import streams as stream_routes
 from distllm.server.http_metrics import HttpMetricsMiddleware
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 from distllm.server.request_id import RequestIdMiddleware
+from distllm.server.resuming.collector import StreamsCollector
+from distllm.server.resuming.kept_streams import KeptStreams
+from distllm.server.resuming.stream_log import StreamLog
 from distllm.server.service import Service
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import Tokenizer
 
 
 def create_app(
-    engine: Engine, tokenizer: Tokenizer, settings: FrontEndSettings, defaults: SamplingDefaults | None = None
+    engine: Engine,
+    tokenizer: Tokenizer,
+    settings: FrontEndSettings,
+    defaults: SamplingDefaults | None = None,
+    log: StreamLog | None = None,
 ) -> FastAPI:
-    """The app over a started engine; requests that come before it is ready get 503."""
+    """The app over a started engine; requests that come before it is ready get 503. Resumable streams are kept in
+    `app.state.service.streams`, and written to `log` where there is one."""
     metrics = Metrics(engine, settings.model_names[0])
+    streams = KeptStreams(settings.resuming, engine, tokenizer, metrics, settings.model_names[0], log)
+    metrics.register(StreamsCollector(streams))
     app = FastAPI(title="distllm", redirect_slashes=False)
     app.state.service = Service(
         engine=engine,
@@ -28,8 +39,9 @@ def create_app(
         settings=settings,
         defaults=defaults or SamplingDefaults(),
         metrics=metrics,
+        streams=streams,
     )
-    for handler in (completions, chat, models, tokenization, health, meta):
+    for handler in (completions, chat, stream_routes, models, tokenization, health, meta):
         app.router.routes.extend(handler.router.routes)
     app.add_exception_handler(HTTPException, handle_error)
     # the last one added is the outermost

@@ -38,6 +38,12 @@ class ServerSection(Section):
     keep_alive_s: float = Field(15.0, gt=0, description="seconds of silence before a stream gets a comment")
     drain_s: float = Field(60.0, ge=0, description="seconds that live requests get to end after SIGTERM")
     stall_s: float = Field(120.0, gt=0, description="seconds without a finished step before /health says so")
+    resumable_streams: Literal["asked", "all"] = Field(
+        "asked", description="streams that may be resumed: those sent with x-resumable: true, or all"
+    )
+    resume_grace_s: float = Field(30.0, ge=0, description="seconds that a resumable stream waits for its client")
+    max_kept_streams: int = Field(256, ge=0, description="most resumable streams at once")
+    kept_streams_mb: float = Field(64.0, gt=0, description="MiB for the events of resumable streams")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level to log")
 
     @field_validator("host", "served_model_name", "api_key")
@@ -141,7 +147,9 @@ class ClusterSection(Section):
         None, description="cluster.yaml: run the model on peers that join this machine"
     )
     state: Path | None = Field(
-        None, description="folder of the cluster's authority and tokens; none: ~/.local/state/distllm/cluster"
+        None,
+        description="folder from which a restarted server goes on: resumable streams, and the cluster's authority "
+        "and tokens, which are in ~/.local/state/distllm/cluster otherwise",
     )
     allow_plaintext: bool = Field(False, description="accept network.encryption: false beyond this machine")
 

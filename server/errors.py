@@ -1,6 +1,6 @@
 """Every error a client can meet, in OpenAI's one shape, and the one table from exception to HTTP status.
 
-Knows nothing of routes. `error_frame` gives the same shape for a failure in the middle of a stream.
+Knows nothing of routes. `error_body` is the same shape for a failure in the middle of a stream.
 """
 
 from dataclasses import dataclass
@@ -99,6 +99,16 @@ class InvalidApiKey(Exception):
         )
 
 
+class StreamNotFound(Exception):
+    """There is no stream of that id that this key may go on with."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"there is no stream {shown(request_id)!r} to resume: it was not begun as one, or with another key, or "
+            "it ended or lost its client too long ago"
+        )
+
+
 class GenerationFailed(Exception):
     """The engine could not finish an accepted request."""
 
@@ -138,6 +148,7 @@ ERROR_TABLE: dict[type[Exception], ErrorKind] = {
     MalformedHttp: ErrorKind(400, INVALID, "malformed_http"),
     InvalidApiKey: ErrorKind(401, INVALID, "invalid_api_key"),
     ModelNotFound: ErrorKind(404, INVALID, "model_not_found"),
+    StreamNotFound: ErrorKind(404, INVALID, "stream_not_found"),
     RequestTimeout: ErrorKind(408, INVALID, "request_timeout"),
     BodyTooLarge: ErrorKind(413, INVALID, "request_too_large"),
     UnsupportedMediaType: ErrorKind(415, INVALID, "unsupported_media_type"),
@@ -181,11 +192,6 @@ def error_body(error: Exception) -> ErrorBody:
             getattr(error, "code", None) or kind.code,
         )
     )
-
-
-def error_frame(error: Exception) -> bytes:
-    """The error as one server-sent event."""
-    return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
 
 
 def error_response(error: Exception) -> Response:

@@ -4,7 +4,7 @@ Owns the engine streams; leaving the block aborts whatever still runs.
 """
 
 import secrets
-import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,7 @@ from distllm.server.errors import CutByShutdown, GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
-from distllm.server.ports import Engine
+from distllm.server.ports import RequestRunner
 from distllm.server.prompt_run import PromptRun
 from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
@@ -26,15 +26,25 @@ from distllm.server.tokenizer import Tokenizer
 class Generation:
     """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
 
-    Choice j of prompt i has index i * num_sampled + j. Starting raises what Engine.submit raises, iterating
-    GenerationFailed, or CutByShutdown where the server is ending.
+    `seeds` has one for each prompt; `arrival_s` is time.time() when the request came. Choice j of prompt i has
+    index i * num_sampled + j. Starting raises what Engine.submit raises, iterating GenerationFailed, or
+    CutByShutdown where the server is ending.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, plan: GenerationPlan, request_id: str
+        self,
+        engine: RequestRunner,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        plan: GenerationPlan,
+        request_id: str,
+        seeds: Sequence[int],
+        arrival_s: float,
     ) -> None:
         self.plan = plan
         self.request_id = request_id
+        self._seeds = seeds
+        self._arrival_s = arrival_s
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -106,10 +116,10 @@ class Generation:
             request_id=f"{self.request_id}-{number}",
             prompt_ids=prompt.token_ids,
             params=prompt.params,
-            seed=secrets.randbits(63) if self.plan.seed is None else self.plan.seed,
+            seed=self._seeds[number],
             sequences=[SequenceStart(index) for index in range(num_sampled)],
             priority=self.plan.priority,
-            arrival_s=time.time(),
+            arrival_s=self._arrival_s,
         )
         prompt_text = await read_prompt(self._tokenizer, self.plan, prompt)
         stream = await self._stack.enter_async_context(self._engine.submit(request))
@@ -119,3 +129,8 @@ class Generation:
             for index in range(num_sampled)
         ]
         return PromptRun(choices, stream, observer, self.plan, prompt)
+
+
+def choose_seeds(plan: GenerationPlan) -> tuple[int, ...]:
+    """The plan's seed for every prompt, or else one at random for each."""
+    return tuple(secrets.randbits(63) if plan.seed is None else plan.seed for _ in plan.prompts)

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +45,8 @@ from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.listening import CannotServe, listen, url_of
 from distllm.server.loading_bar import LoadingBar
-from distllm.server.settings import FrontEndSettings, SamplingDefaults
+from distllm.server.resuming.stream_log import StreamLog, StreamLogUnusable, open_log
+from distllm.server.settings import FrontEndSettings, ResumeSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
 
@@ -64,9 +66,17 @@ def serve(settings: Settings) -> int:
             return run_agent(launch)
         with listen_for_ranks(launch) as launched:
             checkpoint = find_checkpoint(settings)
-            with listen(settings.server.host, settings.server.port) as listener:
-                asyncio.run(_serve(settings, checkpoint, listener, launched))
-    except (CannotServe, LaunchError, ModelNotFound, CheckpointError, TokenizerError, EngineUnavailable) as error:
+            with listen(settings.server.host, settings.server.port) as listener, _open_log(settings) as log:
+                asyncio.run(_serve(settings, checkpoint, listener, launched, log))
+    except (
+        CannotServe,
+        StreamLogUnusable,
+        LaunchError,
+        ModelNotFound,
+        CheckpointError,
+        TokenizerError,
+        EngineUnavailable,
+    ) as error:
         sys.stderr.write(f"distllm: {error}\n")
         return 1
     return 0
@@ -95,8 +105,12 @@ def start_message(
     checkpoint: Path,
     injection_policy: Mapping[str, tuple[str, ...]] | None = None,
     launched: LaunchedRanks | None = None,
+    numerics: str | None = None,
 ) -> StartEngine:
-    """What the engine process must know; `launched` ranks are there already. Raises CheckpointError."""
+    """What the engine process must know; `launched` ranks are there already, and it goes on in `numerics`.
+
+    Raises CheckpointError.
+    """
     engine, scheduler = settings.engine, settings.scheduler
     return StartEngine(
         engine=EngineConfig(
@@ -119,6 +133,7 @@ def start_message(
             quantization=settings.model.quantization_config,
             injection_policy=injection_policy,
             launched=launched,
+            numerics=numerics,
             cluster=_cluster(settings.cluster),
         ),
         scheduler=SchedulerConfig(
@@ -158,29 +173,34 @@ def _gib_to_bytes(amount: float | None) -> int | None:
 
 
 async def _serve(
-    settings: Settings, checkpoint: Path, listener: socket.socket, launched: LaunchedRanks | None
+    settings: Settings,
+    checkpoint: Path,
+    listener: socket.socket,
+    launched: LaunchedRanks | None,
+    log: StreamLog | None,
 ) -> None:
     """Start the engine and, while it loads, the tokenizer and HTTP. Raises what keeps the server from starting."""
     started_s = time.monotonic()
     asyncio.get_running_loop().set_exception_handler(QuietAccept())
     max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
-    start = start_message(settings, checkpoint, launched=launched)
+    start = start_message(settings, checkpoint, launched=launched, numerics=None if log is None else log.numerics)
     engine = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
     async with show_cluster(settings.cluster, engine):
         await engine.start()
         try:
-            app = await asyncio.to_thread(_build_app, settings, checkpoint, engine)
+            app = await asyncio.to_thread(_build_app, settings, checkpoint, engine, log)
             config = http_config(app, ConnectionSettings(max_connections=max_connections))
             http = DrainingServer(config, engine, settings.server.drain_s)
-            serving = asyncio.create_task(http.serve([listener]), name="http")
-            ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
-            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-            bar.close()
-            if ready.done():
-                await _announce(ready, engine, url_of(listener), time.monotonic() - started_s, http)
-            await serving
-            ready.cancel()
+            async with app.state.service.streams:
+                serving = asyncio.create_task(http.serve([listener]), name="http")
+                ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
+                await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+                bar.close()
+                if ready.done():
+                    await _announce(ready, engine, url_of(listener), time.monotonic() - started_s, http)
+                await serving
+                ready.cancel()
         finally:
             await engine.stop()
 
@@ -203,7 +223,13 @@ async def _announce(
     sys.stdout.flush()
 
 
-def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> FastAPI:
+def _open_log(settings: Settings) -> AbstractContextManager[StreamLog | None]:
+    """What outlives this server of its streams, where a folder for it is named. Raises StreamLogUnusable."""
+    state = settings.cluster.state
+    return nullcontext() if state is None else open_log(state.expanduser())
+
+
+def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient, log: StreamLog | None) -> FastAPI:
     tokenizer, recommended = load_text_side(settings, checkpoint)
     defaults = asdict(recommended)
     max_tokens = defaults.pop("max_new_tokens")
@@ -214,8 +240,14 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> Fa
         keep_alive_s=settings.server.keep_alive_s,
         stall_s=settings.server.stall_s,
         max_live=settings.scheduler.max_num_seqs + settings.scheduler.max_waiting,
+        resuming=ResumeSettings(
+            grace_s=settings.server.resume_grace_s,
+            are_all_resumable=settings.server.resumable_streams == "all",
+            max_streams=settings.server.max_kept_streams,
+            max_bytes=int(settings.server.kept_streams_mb * 2**20),
+        ),
     )
-    return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
+    return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults), log)
 
 
 def load_text_side(settings: Settings, checkpoint: Path) -> tuple[Tokenizer, GenerationDefaults]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.cluster_collector import ClusterCollector
@@ -73,6 +74,10 @@ class Metrics:
             buckets=_HTTP_BUCKETS,
             registry=self._registry,
         )
+
+    def register(self, collector: Collector) -> None:
+        """Add figures that are read when they are scraped."""
+        self._registry.register(collector)
 
     def render(self) -> bytes:
         """The text exposition of everything."""

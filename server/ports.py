@@ -30,8 +30,17 @@ class OutputStream(Protocol):
     def abort_sequence(self, index: int) -> None: ...
 
 
-class Engine(Protocol):
-    """Runs requests. `submit` raises QueueFull, EngineDraining or EngineUnavailable; `info` EngineUnavailable."""
+class RequestRunner(Protocol):
+    """What a generation asks of an engine. `submit` raises QueueFull, EngineDraining or EngineUnavailable."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    def submit(self, request: EngineRequest) -> OutputStream: ...
+
+
+class Engine(RequestRunner, Protocol):
+    """Runs requests. `info` and `wait_ready` raise EngineUnavailable."""
 
     stats: EngineStats
     loading: Loading | None
@@ -39,12 +48,9 @@ class Engine(Protocol):
     cluster: Latest[ClusterSnapshot | None]
 
     @property
-    def state(self) -> EngineState: ...
-
-    @property
     def info(self) -> ExecutorInfo: ...
 
     @property
     def seconds_since_progress(self) -> float: ...
 
-    def submit(self, request: EngineRequest) -> OutputStream: ...
+    async def wait_ready(self) -> None: ...

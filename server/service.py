@@ -2,17 +2,19 @@
 
 import hashlib
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from distllm.server.answer_head import AnswerHead
 from distllm.server.errors import InvalidRequest, ModelNotFound
-from distllm.server.generation import Generation
+from distllm.server.generation import Generation, choose_seeds
 from distllm.server.generation_plan import GenerationPlan, Limits, prompt_too_long
 from distllm.server.metrics import Metrics
 from distllm.server.ports import Engine
 from distllm.server.protocol.chat import ChatPrompt
+from distllm.server.protocol.sampling import SamplingFields
+from distllm.server.resuming.kept_streams import KeptStreams
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import TextTooLong, Tokenizer
 
@@ -26,6 +28,7 @@ class Service:
     settings: FrontEndSettings
     defaults: SamplingDefaults
     metrics: Metrics
+    streams: KeptStreams
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -73,10 +76,14 @@ class Service:
             assert max_tokens is not None
             raise prompt_too_long(max_tokens, f"at least {error.least_tokens}", "messages") from None
 
-    def generation(self, plan: GenerationPlan, prefix: str) -> Generation:
-        """A generation under a fresh id such as cmpl-..., not yet entered."""
-        request_id = f"{prefix}-{uuid.uuid4().hex}"
-        return Generation(self.engine, self.tokenizer, self.metrics, plan, request_id)
+    def answer_head(self, asked: SamplingFields) -> AnswerHead:
+        """What the objects of an answer begun now have in common. Raises EngineUnavailable."""
+        return AnswerHead(asked.model, int(time.time()), self.fingerprint, asked.include_usage)
+
+    def generation(self, plan: GenerationPlan, request_id: str) -> Generation:
+        """A generation that begins now, not yet started."""
+        seeds = choose_seeds(plan)
+        return Generation(self.engine, self.tokenizer, self.metrics, plan, request_id, seeds, time.time())
 
 
 def service_of(request: Request) -> Service:

@@ -4,6 +4,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeSettings:
+    """How streams outlast their connections. `grace_s` is how long one waits for its client to come back, 0 for not
+    at all. `are_all_resumable` says so of every stream, not only of those that ask for it.
+
+    At most `max_streams` are kept, with events of `max_bytes` in all.
+    """
+
+    grace_s: float = 30.0
+    are_all_resumable: bool = False
+    max_streams: int = 256
+    max_bytes: int = 64 * 2**20
+
+    def __post_init__(self) -> None:
+        if min(self.grace_s, self.max_streams, self.max_bytes) < 0:
+            raise ValueError("grace_s, max_streams and max_bytes must be at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndSettings:
     """`model_names[0]` is the name in answers; every one is accepted in requests.
 
@@ -20,6 +38,7 @@ class FrontEndSettings:
     max_live: int = 576
     keep_alive_s: float = 15.0
     stall_s: float = 60.0
+    resuming: ResumeSettings = ResumeSettings()
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):

@@ -4,8 +4,9 @@ Knows nothing of what the frames mean.
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
 
 import anyio
 import msgspec
@@ -13,34 +14,56 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from distllm.server.choice import ChoiceDelta
-from distllm.server.errors import GenerationFailed, error_frame
+from distllm.server.errors import GenerationFailed, error_body
 from distllm.server.generation import Generation
+from distllm.server.protocol.responses import ChatChunk, Completion
 
 logger = logging.getLogger("distllm.server")
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_AMONG_IDS = b": keep-alive\n"
+"""After an event with an id OpenAI's client takes an empty line for an event, whose data it then cannot read."""
 
 
 class Chunks(Protocol):
     """What an endpoint makes of a generation."""
 
-    def opening(self) -> Iterable[msgspec.Struct]: ...
+    def opening(self) -> Iterable[Completion | ChatChunk]: ...
 
-    def of(self, delta: ChoiceDelta) -> Iterable[msgspec.Struct]: ...
+    def of(self, delta: ChoiceDelta) -> Iterable[Completion | ChatChunk]: ...
 
-    def closing(self) -> Iterable[msgspec.Struct]: ...
+    def closing(self) -> Iterable[Completion | ChatChunk]: ...
 
 
-class GenerationStream(EventSourceResponse):
-    """Streams an entered Generation and leaves it, whatever happens: end, failure, or a client that goes away.
+class Event(NamedTuple):
+    """The data of one event, and the choice that it belongs to; what concerns no choice goes with the first."""
 
-    After each `keep_alive_s` of silence a comment is sent.
+    choice: int
+    data: bytes
+
+
+DONE = Event(0, b"[DONE]")
+
+
+class EventStream(EventSourceResponse):
+    """Streams frames within the block of their `owner`, which is left whatever happens: end, failure, or a client
+    that goes away.
+
+    After each `keep_alive_s` of silence a comment is sent, `keep_alive`.
     """
 
-    def __init__(self, generation: Generation, chunks: Chunks, keep_alive_s: float) -> None:
-        super().__init__(frames(generation, chunks), ping=keep_alive_s, sep="\n")
-        self._generation = generation
+    def __init__(
+        self,
+        frames: AsyncIterable[bytes],
+        owner: AbstractAsyncContextManager[object],
+        keep_alive_s: float,
+        *,
+        keep_alive: bytes = KEEP_ALIVE,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(frames, headers=headers, ping=keep_alive_s, sep="\n")
+        self._owner = owner
+        self._keep_alive = keep_alive
         self._last_sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +71,7 @@ class GenerationStream(EventSourceResponse):
             await send(message)
             self._last_sent_s = anyio.current_time()
 
-        async with self._generation:
+        async with self._owner:
             await super().__call__(scope, receive, send_and_note)
 
     async def _ping(self, send: Send) -> None:
@@ -60,7 +83,7 @@ class GenerationStream(EventSourceResponse):
                 continue
             async with self._send_lock:
                 if self.active:
-                    await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                    await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """Live streams outlast SIGTERM: the server drains, and the engine ends what does not end in time."""
@@ -68,24 +91,34 @@ class GenerationStream(EventSourceResponse):
 
 
 async def frames(generation: Generation, chunks: Chunks) -> AsyncIterator[bytes]:
-    """Opening chunks, the chunks of every delta, closing chunks, [DONE]; a failure is one error frame instead of
-    the rest. Frames that are known together leave together: a write costs more than a frame.
+    """The events of a generation as they are sent. Those that are known together leave together: a write costs
+    more than a frame."""
+    async for batch in events(generation, chunks):
+        yield b"".join([b"data: " + event.data + b"\n\n" for event in batch])
+
+
+async def events(
+    generation: Generation, chunks: Chunks, shows: Callable[[Exception], bool] = lambda _: True
+) -> AsyncIterator[list[Event]]:
+    """Opening chunks, the chunks of every delta, closing chunks, [DONE]; a failure is one error event instead of
+    the rest, unless `shows` says that it is to be raised.
     """
-    waiting = b"".join(map(frame, chunks.opening()))
+    waiting = [_event(chunk) for chunk in chunks.opening()]
     try:
         async for deltas in generation:
-            waiting += b"".join(frame(chunk) for delta in deltas for chunk in chunks.of(delta))
+            waiting.extend(_event(chunk) for delta in deltas for chunk in chunks.of(delta))
             if waiting and not generation.is_finished:
                 yield waiting
-                waiting = b""
-        waiting += b"".join(map(frame, chunks.closing()))
+                waiting = []
+        waiting.extend(_event(chunk) for chunk in chunks.closing())
     except Exception as error:
+        if not shows(error):
+            raise
         if not isinstance(error, GenerationFailed):
             logger.error("%s failed in the middle of its stream", generation.request_id, exc_info=error)
-        waiting += error_frame(error)
-    yield waiting + DONE
+        waiting.append(Event(0, msgspec.json.encode(error_body(error))))
+    yield [*waiting, DONE]
 
 
-def frame(chunk: msgspec.Struct) -> bytes:
-    """One event."""
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+def _event(chunk: Completion | ChatChunk) -> Event:
+    return Event(chunk.choices[0].index if chunk.choices else 0, msgspec.json.encode(chunk))

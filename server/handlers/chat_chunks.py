@@ -1,10 +1,10 @@
 """Deltas of a generation as OpenAI's chat.completion objects."""
 
-import time
 from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
 
+from distllm.server.answer_head import AnswerHead
 from distllm.server.choice import ChoiceDelta, ScoredToken
 from distllm.server.generation import Generation
 from distllm.server.handlers.collect import CollectedChoice
@@ -20,21 +20,17 @@ from distllm.server.protocol.responses import (
     PromptLogprobs,
     Usage,
 )
-from distllm.server.protocol.sampling import SamplingFields
-from distllm.server.service import Service
+from distllm.server.tokenizer import Tokenizer
 
 
 class ChatChunks:
     """One response's objects: all carry the same id, time and model."""
 
-    def __init__(self, generation: Generation, service: Service, asked: SamplingFields) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, head: AnswerHead) -> None:
         self._generation = generation
-        self._tokenizer = service.tokenizer
+        self._tokenizer = tokenizer
         self._num_top = generation.plan.num_top_logprobs
-        self._model = asked.model
-        self._fingerprint = service.fingerprint
-        self._created = int(time.time())
-        self._include_usage = asked.include_usage
+        self._head = head
 
     def opening(self) -> Iterator[ChatChunk]:
         """Each choice begins with its role."""
@@ -51,7 +47,7 @@ class ChatChunks:
 
     def closing(self) -> Iterator[ChatChunk]:
         """The usage, where it was asked for."""
-        if self._include_usage:
+        if self._head.include_usage:
             yield self._with_choices([], self._generation.usage())
 
     def whole(self, choices: list[CollectedChoice]) -> ChatCompletion:
@@ -59,9 +55,9 @@ class ChatChunks:
         return ChatCompletion(
             id=self._generation.request_id,
             object="chat.completion",
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
+            created=self._head.created,
+            model=self._head.model,
+            system_fingerprint=self._head.fingerprint,
             choices=[
                 ChatChoice(
                     choice.index,
@@ -83,15 +79,15 @@ class ChatChunks:
         finish_reason: str | None = None,
     ) -> ChatChunk:
         choice = ChatChunkChoice(index, delta, logprobs, finish_reason)
-        return self._with_choices([choice], None if self._include_usage else UNSET)
+        return self._with_choices([choice], None if self._head.include_usage else UNSET)
 
     def _with_choices(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> ChatChunk:
         return ChatChunk(
             id=self._generation.request_id,
             object="chat.completion.chunk",
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
+            created=self._head.created,
+            model=self._head.model,
+            system_fingerprint=self._head.fingerprint,
             choices=choices,
             usage=usage,
         )

@@ -1,10 +1,10 @@
 """Deltas of a generation as OpenAI's text_completion objects."""
 
-import time
 from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
 
+from distllm.server.answer_head import AnswerHead
 from distllm.server.choice import ChoiceDelta, ScoredToken
 from distllm.server.generation import Generation
 from distllm.server.handlers.collect import CollectedChoice
@@ -16,21 +16,17 @@ from distllm.server.protocol.responses import (
     PromptLogprobs,
     Usage,
 )
-from distllm.server.protocol.sampling import SamplingFields
-from distllm.server.service import Service
+from distllm.server.tokenizer import Tokenizer
 
 
 class CompletionChunks:
     """One response's objects: all carry the same id, time and model."""
 
-    def __init__(self, generation: Generation, service: Service, asked: SamplingFields) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, head: AnswerHead) -> None:
         self._generation = generation
-        self._tokenizer = service.tokenizer
+        self._tokenizer = tokenizer
         self._num_top = generation.plan.num_top_logprobs
-        self._model = asked.model
-        self._fingerprint = service.fingerprint
-        self._created = int(time.time())
-        self._include_usage = asked.include_usage
+        self._head = head
 
     def opening(self) -> Iterator[Completion]:
         """A completion's stream begins with its text."""
@@ -46,7 +42,7 @@ class CompletionChunks:
 
     def closing(self) -> Iterator[Completion]:
         """The usage, where it was asked for."""
-        if self._include_usage:
+        if self._head.include_usage:
             yield self._completion([], self._generation.usage())
 
     def whole(self, choices: list[CollectedChoice]) -> Completion:
@@ -66,15 +62,15 @@ class CompletionChunks:
         )
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
-        return self._completion([choice], None if self._include_usage else UNSET)
+        return self._completion([choice], None if self._head.include_usage else UNSET)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(
             id=self._generation.request_id,
             object="text_completion",
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
+            created=self._head.created,
+            model=self._head.model,
+            system_fingerprint=self._head.fingerprint,
             choices=choices,
             usage=usage,
         )

@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from distllm.server.answer_head import new_request_id
 from distllm.server.body import read_body
 from distllm.server.disconnect import unless_disconnected
 from distllm.server.generation_plan import GenerationPlan, Limits, PromptPlan, check_num_choices
@@ -13,10 +14,11 @@ from distllm.server.handlers.completion_chunks import CompletionChunks
 from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.handlers.json_response import json_response
 from distllm.server.handlers.openapi import describe
+from distllm.server.handlers.streams import begin_resumable, resume
 from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from distllm.server.protocol.validation import validate
 from distllm.server.service import Service, service_of
-from distllm.server.streaming import GenerationStream
+from distllm.server.streaming import EventStream, frames
 
 router = APIRouter(route_class=DirectRoute)
 
@@ -25,14 +27,19 @@ router = APIRouter(route_class=DirectRoute)
 async def create_completion(request: Request) -> Response:
     """OpenAI's completion: text goes on from a prompt."""
     service = service_of(request)
+    if resumed := resume(request):
+        return resumed
     asked = await read_body(request, service.settings.max_body_bytes, partial(validate, CompletionRequest))
     asked.check()
     service.check_model(asked.model)
-    generation = service.generation(await plan_completion(service, asked), "cmpl")
-    chunks = CompletionChunks(generation, service, asked)
+    plan = await plan_completion(service, asked)
+    if asked.stream and (resumable := await begin_resumable(request, "completions", plan, asked)):
+        return resumable
+    generation = service.generation(plan, new_request_id("completions"))
+    chunks = CompletionChunks(generation, service.tokenizer, service.answer_head(asked))
     await generation.start()
     if asked.stream:
-        return GenerationStream(generation, chunks, service.settings.keep_alive_s)
+        return EventStream(frames(generation, chunks), generation, service.settings.keep_alive_s)
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
     return json_response(chunks.whole(choices))

@@ -78,13 +78,14 @@ class ScriptedServer:
                 server.seen.append(Seen(self.command, self.path, headers, body))
                 self._answer(server.next_reply())
 
-            do_GET = do_POST  # noqa: N815
+            do_GET = do_DELETE = do_POST  # noqa: N815
 
             def _answer(self, reply: Scripted) -> None:
                 self.send_response(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
-                self.send_header("transfer-encoding", "chunked")
+                if reply.status != 204:  # which has no body
+                    self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
                 try:
                     self._send(reply)
@@ -98,7 +99,7 @@ class ScriptedServer:
                 while reply.is_endless:
                     self._send_piece(reply.pieces[-1])
                     threading.Event().wait(0.005)
-                if not reply.is_cut:
+                if not reply.is_cut and reply.status != 204:
                     self.wfile.write(b"0\r\n\r\n")
 
             def _send_piece(self, piece: bytes) -> None:

@@ -43,3 +43,14 @@ def test_an_event_is_delivered_with_its_last_byte(end: bytes) -> None:
 
 def test_a_comment_is_no_event() -> None:
     assert SSEParser().feed(b": ping\n\n: ping\n\n") == []
+
+
+def test_the_last_event_id_is_that_of_the_last_whole_event() -> None:
+    parser = SSEParser()
+    assert parser.last_event_id == ""
+    parser.feed(b"id: 1\ndata: a\n\nid: 2\ndata: b\n")
+    assert parser.last_event_id == "1"
+    parser.feed(b"\n: ping\ndata: c\n\n")
+    assert parser.last_event_id == "2"
+    parser.feed(b"id: 3\x00\ndata: d\n\n")
+    assert parser.last_event_id == "2"

@@ -68,6 +68,9 @@ class FakeEngine:
             raise EngineUnavailable("the model is still being loaded")
         return self.executor_info
 
+    async def wait_ready(self) -> None:
+        """A fake engine is ready whenever its state says so."""
+
     def submit(self, request: EngineRequest) -> "FakeStream":
         if self.refusal is not None:
             raise self.refusal
@@ -83,7 +86,7 @@ class FakeStream:
         self._engine = engine
         self._request = request
         self._indices = [start.index for start in request.sequences]
-        self._num_tokens = dict.fromkeys(self._indices, 0)
+        self._num_tokens = {start.index: len(start.output_ids) for start in request.sequences}
         self._turn = 0
         self._is_first = True
 
