@@ -1,3 +1,3 @@
 """The version of what peers and coordinator say to each other: one that differs is refused."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
