@@ -117,7 +117,7 @@ async def _coordinate(
     members, events, whole = Members(), EventLog(), model.whole
     survey = Survey(members, model)
     placer = Placer(members, survey, whole, settings)
-    pipeline = Pipeline(members, whole, placer, settings.silence_s, events)
+    pipeline = Pipeline(members, whole, model.vocab_size, placer, settings.silence_s, events)
     observer = Observer(members, pipeline, whole, placer.num_needed, events)
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)

@@ -6,13 +6,12 @@ import time
 from dataclasses import dataclass, field
 
 from distllm.engine.interface import ExecutorInfo
+from distllm.engine.pipeline.coordinator.standing import Standing
 from distllm.engine.pipeline.coordinator.workload import Workload
 from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.wire.frame import encode_frame
-
-_FORGIVEN_S = 5.0
 
 
 @dataclass(slots=True)
@@ -34,17 +33,15 @@ class Member:
     refused: dict[StageConfig, str] = field(default_factory=dict)
     asked: set[StageConfig] = field(default_factory=set)
     fenced: int = -1
-    _trouble: tuple[float, str] | None = None
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def trouble(self) -> str | None:
         """Why it is no use at present; forgiven after a while."""
-        if self._trouble is None or time.monotonic() > self._trouble[0] + _FORGIVEN_S:
-            return None
-        return self._trouble[1]
+        return self.standing.trouble
 
     def blame(self, reason: str) -> None:
-        self._trouble = (time.monotonic(), reason)
+        self.standing.blame(reason)
 
     @property
     def is_connected(self) -> bool:
@@ -77,7 +74,7 @@ class Member:
     def begin_boot(self, boot: str, endpoint: Endpoint, free_bytes: int) -> None:
         """The peer said hello. What it had before it was started anew is gone."""
         if boot != self.boot:
-            self.boot, self.fenced, self._trouble = boot, -1, None
+            self.boot, self.fenced, self.standing = boot, -1, Standing()
             self.workload = Workload()
             self.loaded.clear()
             self.refused.clear()

@@ -12,6 +12,7 @@ from distllm.engine.pipeline.coordinator.division import Seat, seat_peers
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
+from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
@@ -34,10 +35,17 @@ class Pipeline:
     """Runs in one event loop. `append` steps at any time once `ready` is done; they survive any loss of stages."""
 
     def __init__(
-        self, members: Members, whole: StageConfig, placer: Placer, silence_s: float, events: EventLog
+        self,
+        members: Members,
+        whole: StageConfig,
+        vocab_size: int,
+        placer: Placer,
+        silence_s: float,
+        events: EventLog,
     ) -> None:
         self._members = members
         self._whole = whole
+        self._vocab_size = vocab_size
         self._silence_s = silence_s
         self._placer = placer
         self._events = events
@@ -86,12 +94,23 @@ class Pipeline:
         else:
             self._unsent += numbered
 
-    def take_result(self, sender: PeerId, result: Result) -> None:
-        """Results are the last stage's to give, and nobody else's."""
+    def take_result(self, sender: PeerId, result: Result) -> str | None:
+        """Results are the last stage's to give, and nobody else's. What is wrong with one that cannot be.
+
+        Its sender is lost with that: the step is computed again.
+        """
         if self._log is None or sender != self._stages[-1].peer_id:
-            return
+            return None
+        numbered = self._log.awaited(result.epoch, result.number)
+        if numbered is None:
+            return None
+        if not numbered.is_rebuild and (fault := find_fault(numbered.step, result.output, self._vocab_size)):
+            self._members[sender].blame(f"it {fault}")
+            self._members.changed.set()
+            return fault
         for commit in self._log.commit(result.epoch, result.number, result.output):
             self._futures.pop(commit.step.step_id).set_result(commit.output)
+        return None
 
     async def run(self) -> None:
         """Form a pipeline, serve until it must change, and form another, for ever."""
@@ -140,15 +159,19 @@ class Pipeline:
         return seats or self._placer.seats(present)
 
     def _present(self) -> tuple[str, ...]:
-        """Who may get a seat, in the order in which they joined."""
-        return tuple(member.peer_id for member in self._members.connected() if self._is_fit(member))
+        """Who may get a seat, in the order in which they joined; those in trouble where others are too few."""
+        here = [member for member in self._members.connected() if self._is_heard(member)]
+        fit = [member for member in here if member.trouble is None]
+        if len(fit) < (len(self._stages) or self._placer.num_needed):
+            fit = [it for it in here if it in fit or (it.standing.may_be_needed and it.silent_s <= self._silence_s)]
+        return tuple(member.peer_id for member in fit)
 
     def _kept_seats(self) -> list[Seat]:
         return [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
 
-    def _is_fit(self, member: Member) -> bool:
-        """Whether a peer may get a seat. One that loads is slow to answer."""
-        return member.trouble is None and member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
+    def _is_heard(self, member: Member) -> bool:
+        """One that loads is slow to answer."""
+        return member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
 
     def _has_loaded(self, peer: str, layers: tuple[int, int]) -> bool:
         return self._config(layers) in self._members[PeerId(peer)].loaded
@@ -203,6 +226,8 @@ class Pipeline:
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
         self._stages = stages
+        for stage in stages:
+            self._members[stage.peer_id].standing.forgive()
         self._fence(stages)
         give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
         while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):

@@ -48,7 +48,9 @@ _NUM_ID_DIGITS = 4
 
 
 class Reception:
-    """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress.
+    """Keeps `members` true to what peers say. `on_loading` takes progress.
+
+    `on_result` takes results, and says what is wrong with one that cannot be.
 
     `on_measured` takes what peers find out about themselves and their links.
     """
@@ -60,7 +62,7 @@ class Reception:
         members: Members,
         max_peers: int,
         beat_s: float,
-        on_result: Callable[[PeerId, Result], None],
+        on_result: Callable[[PeerId, Result], str | None],
         on_loading: Callable[[PeerId, Loading], None],
         on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
         events: EventLog,
@@ -149,8 +151,8 @@ class Reception:
     def _take(self, member: Member, message: ToCoordinator) -> Reply:
         match message:
             case Result():
-                self._on_result(member.peer_id, message)
-                return Reply()
+                fault = self._on_result(member.peer_id, message)
+                return Reply() if fault is None else Reply.refusal(400, f"a result cannot be: this peer {fault}")
             case Beat():
                 member.take_beat(message)
                 return Reply()

@@ -323,8 +323,10 @@ class Peer:
         def is_wanted() -> bool:
             return uplink is self._uplink and epoch in (None, self._runner.epoch)
 
-        with contextlib.suppress(Refused):
+        try:
             await deliver(uplink, "/v1/report", _frame(message), is_wanted)
+        except Refused as refusal:
+            logger.error("the coordinator refused a report: %s", refusal)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -16,6 +16,7 @@ from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.engine.pipeline.messages import Beat, Work
 from distllm.engine.pipeline.security.peer_id import PeerId
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer, placer_without_measurements
+from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.engine.pipeline.waiting import until
 
 
@@ -25,7 +26,9 @@ class ObservedCluster:
     def __init__(self, num_stages: int, state_dir: Path) -> None:
         self.members, self.events = Members(), EventLog()
         self.placer = placer_without_measurements(self.members, num_stages, state_dir)
-        self.pipeline = Pipeline(self.members, WHOLE, self.placer, silence_s=60.0, events=self.events)
+        self.pipeline = Pipeline(
+            self.members, WHOLE, SAMPLE.vocab_size, self.placer, silence_s=60.0, events=self.events
+        )
         self.observer = Observer(self.members, self.pipeline, WHOLE, num_stages, self.events)
         self.peers: dict[str, FakePeer] = {}
         self.loads = True
