@@ -63,6 +63,7 @@ class StepRunner:
         self._arrived = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._began_s: float | None = None
+        self._cut_off_in: int | None = None  # the epoch
         self.work = Work()
 
     @property
@@ -124,6 +125,9 @@ class StepRunner:
         successor = epoch.successor.address.peer_id
 
         def on_unreachable(reason: str) -> None:
+            if self._cut_off_in == header.epoch:  # which has been said of another step, or another attempt
+                return
+            self._cut_off_in = header.epoch
             self._report(EdgeDown(epoch=header.epoch, successor=successor, reason=reason))
 
         frame = b"".join(encode_frame(STEP, header, [output]))
