@@ -15,6 +15,7 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.loading import load_config
 from distllm.engine.pipeline.coordinator.desk import Desk
+from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.holders import Holders
 from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
@@ -114,7 +115,8 @@ async def _coordinate(
 ) -> None:
     state_dir, now = Path(settings.state_dir), datetime.now(UTC)
     authority = ClusterAuthority.open(state_dir, now)
-    members, events, whole = Members(), EventLog(), model.whole
+    event_file = EventFile(state_dir)
+    members, events, whole = Members(), EventLog(event_file.read()), model.whole
     survey = Survey(members, model)
     placer = Placer(members, survey, whole, settings)
     pipeline = Pipeline(members, whole, model.vocab_size, placer, settings.silence_s, events)
@@ -138,7 +140,13 @@ async def _coordinate(
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
     port = await desk.open()
     logger.info("peers may join at %s:%d", settings.host, port)
-    running = asyncio.gather(pipeline.run(), survey.run(), placer.run(pipeline.present), desk.keep_certificate())
+    running = asyncio.gather(
+        pipeline.run(),
+        survey.run(),
+        placer.run(pipeline.present),
+        desk.keep_certificate(),
+        events.keep(event_file),
+    )
     async with observer.reporting(on_cluster):
         while not (running.done() or pipeline.ready.done()):
             if placer.seats(pipeline.present().peer_ids) is None:
