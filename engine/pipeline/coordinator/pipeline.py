@@ -16,7 +16,7 @@ from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.stage import Stage, chain_of, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
-from distllm.engine.pipeline.messages import STEP, Fence, Load, Result, StageConfig, StepHeader
+from distllm.engine.pipeline.messages import STEP, Fence, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
 from distllm.engine.pipeline.security.peer_id import PeerId
@@ -136,11 +136,16 @@ class Pipeline:
 
     async def _seat(self) -> list[Stage]:
         """Stages whose peers are here and have loaded them."""
+        tried: set[Seat] = set()
         while True:
+            for seat in tried:
+                if (reason := self._refusal(seat)) is not None:
+                    self._members[PeerId(str(seat.peer))].blame(reason)  # for as long as it is believed
             seats = self._seats()
             if seats is not None and (stages := self._loaded(seats)) is not None:
                 self._waiting = None
                 return stages
+            tried.update(seats or ())
             num_needed = 1 if self._stages else self._placer.num_needed
             self._waiting = why_waiting(
                 self._members.connected(), len(self._present()), num_needed, seats, self._placer.waits_for
@@ -203,11 +208,8 @@ class Pipeline:
             config = self._fitting_config(seat)
             if config in member.loaded:
                 stages.append(Stage(config, member.peer_id, member.boot, member.loaded[config]))
-            elif config not in member.asked:
-                member.ask(Load(config=config))
-            if config in member.refused:
-                member.blame(member.refused[config])
-                self._placer.reject(seats)
+            else:
+                member.have_loaded(config)
         return stages if len(stages) == len(seats) and self._agree(stages) else None
 
     def _agree(self, stages: list[Stage]) -> bool:
@@ -289,11 +291,13 @@ class Pipeline:
         seats, present = self._placer.better, self._present()
         if seats is None or seats == self._kept_seats() or not all(seat.peer in present for seat in seats):
             return None
-        refused = any(self._config(seat.layers) in self._members[PeerId(str(seat.peer))].refused for seat in seats)
-        if refused:  # which is no fault of what its peers serve now
-            self._placer.reject(seats)
+        if any(self._refusal(seat) for seat in seats):  # which is no fault of what its peers serve now
             return None
         return seats if self._loaded(seats) is not None else None
+
+    def _refusal(self, seat: Seat) -> str | None:
+        """Why the peer of a seat cannot load its layers."""
+        return self._members[PeerId(str(seat.peer))].refusals.reason(self._config(seat.layers))
 
     def _blame_lost(self) -> bool:
         """Whether a stage is lost. Its peer does not get its seat again at once."""
@@ -329,8 +333,7 @@ class Pipeline:
         for member in self._members.connected():
             if member.peer_id not in seated:
                 for config in self._configs():
-                    if config not in member.asked:
-                        member.ask(Load(config=config))
+                    member.have_loaded(config)
 
     def _configs(self) -> list[StageConfig]:
         """The stages as a peer would have to load them that takes the place of another."""

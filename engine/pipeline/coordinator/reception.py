@@ -167,7 +167,7 @@ class Reception:
             case LoadFailed():
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
-                member.refused[message.config] = message.reason
+                member.refuse(message.config, message.reason)
             case Measured() | MeasureFailed() | Probed():
                 self._on_measured(member, message)
             case Fenced():

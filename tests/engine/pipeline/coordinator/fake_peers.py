@@ -91,7 +91,7 @@ class FakePeer:
                 if self.refuses_loading is None:
                     member.loaded[config] = self._info(config)
                 else:
-                    member.refused[config] = self.refuses_loading
+                    member.refuse(config, self.refuses_loading)
             case Fence() as fence:
                 self.fences.append(fence)
                 if not self.withholds_fences:

@@ -16,7 +16,7 @@ from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.survey import Survey
-from distllm.engine.pipeline.messages import Measured, Probed
+from distllm.engine.pipeline.messages import Beat, Measured, Probed
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -280,6 +280,19 @@ async def test_a_peer_that_cannot_load_makes_way_for_another(cluster: Cluster) -
     await cluster.ready()
     assert third.fences
     assert not unable.fences
+
+
+async def test_a_peer_that_could_not_load_is_asked_again_once_it_has_more_memory(tmp_path: Path) -> None:
+    async with running(tmp_path, num_stages=1) as cluster:
+        only = cluster.join("a")
+        only.refuses_loading = "no room"
+        await until(lambda: only.loads)
+        await asyncio.sleep(0.2)
+        assert len(only.loads) == 1
+        only.refuses_loading = None
+        cluster.members[only.peer_id].take_beat(Beat(boot="boot-1", busy_s=0.0, free_bytes=2 << 30))
+        await cluster.ready()
+        assert len(only.loads) == 2
 
 
 @pytest.fixture
