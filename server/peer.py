@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from distllm.engine.byte_size import parse_byte_size
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.hub import ModelNotFound, resolve
@@ -36,10 +37,13 @@ def run_peer(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     coordinator = Address(COORDINATOR, *parse_address("--join", arguments.join))
     listen = None if arguments.listen is None else parse_address("--listen", arguments.listen)
+    cache_limit_bytes = (
+        None if arguments.cache_limit is None else _parse_size("--cache-limit", arguments.cache_limit)
+    )
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
         host = arguments.host or own_address(coordinator)
-        weights = _weight_folders(arguments.model, arguments.cache, directory)
+        weights = _weight_folders(arguments.model, arguments.cache, cache_limit_bytes, directory)
         if arguments.token is not None:
             name = peer_name(arguments.name or socket.gethostname())
             asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
@@ -69,12 +73,15 @@ def run_peer(arguments: argparse.Namespace) -> int:
     return os.execv(command[0], command)
 
 
-def _weight_folders(model: str | None, cache: Path | None, state: Path) -> WeightFolders:
+def _weight_folders(
+    model: str | None, cache: Path | None, cache_limit_bytes: int | None, state: Path
+) -> WeightFolders:
     """Where weights come from, or go to. Raises ModelNotFound or ClusterStateError."""
     return WeightFolders(
         copy=None if model is None else str(resolve(model).absolute()),
         cache=str((default_cache_dir() if cache is None else cache.expanduser()).absolute()),
         hashes=str((state / "hashes").absolute()),
+        cache_limit_bytes=cache_limit_bytes,
     )
 
 
@@ -98,6 +105,14 @@ def parse_address(flag: str, text: str) -> tuple[str, int]:
     if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
         raise InvalidSettings(f"{flag} must be HOST:PORT, such as gpu-1:5555, not {text!r}")
     return host.strip("[]"), int(port)
+
+
+def _parse_size(flag: str, text: str) -> int:
+    """An amount that a flag gives. Raises InvalidSettings."""
+    try:
+        return parse_byte_size(text)
+    except ValueError as error:
+        raise InvalidSettings(f"{flag} {error}") from None
 
 
 def own_address(coordinator: Address) -> str:
