@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.plan import Objective
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.server.config import InvalidSettings, Section
@@ -104,8 +105,6 @@ def without_effect(config: ClusterConfig) -> list[str]:
     """A sentence for each setting that was changed and that nothing obeys yet."""
     network, default = config.network, NetworkSection()
     sentences = {
-        "timeout_seconds": "calls have time limits of their own",
-        "retry_attempts": "a call is tried again for as long as its answer is wanted",
         "compression": "activations travel as they are",
         "encryption": "connections stay encrypted",
     }
@@ -127,6 +126,7 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         min_peers=config.coordinator.min_workers,
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,
+        patience=Patience(timeout_s=config.network.timeout_seconds, retry_attempts=config.network.retry_attempts),
         max_message_bytes=config.network.max_message_size_mb << 20,
     )
 

@@ -28,7 +28,8 @@ from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.coordinator.snapshot import OnCluster
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
-from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.messages import StageConfig, Welcome
+from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.state_dir import make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
@@ -119,7 +120,7 @@ async def _coordinate(
     members, events, whole = Members(), EventLog(event_file.read()), model.whole
     survey = Survey(members, model)
     placer = Placer(members, survey, whole, settings)
-    pipeline = Pipeline(members, whole, model.vocab_size, placer, settings.silence_s, events)
+    pipeline = Pipeline(members, whole, model.vocab_size, placer, settings, events)
     observer = Observer(members, pipeline, whole, placer.num_needed, events)
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
@@ -128,7 +129,7 @@ async def _coordinate(
         tokens,
         members,
         settings.max_peers,
-        settings.beat_s,
+        Welcome(version=PROTOCOL_VERSION, beat_s=settings.beat_s, patience=settings.patience),
         pipeline.take_result,
         on_loading,
         survey.take,

@@ -6,6 +6,7 @@ import msgspec
 
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.quantization.config import QuantizationConfig
@@ -69,10 +70,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds."""
+    """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds.
+
+    `patience` is for the calls that the peer makes.
+    """
 
     version: int
     beat_s: float
+    patience: Patience = USUAL
 
 
 class Load(Message, frozen=True, kw_only=True):

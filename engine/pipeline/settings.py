@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.placement.plan import Objective
 
 
@@ -11,7 +12,8 @@ class ClusterSettings:
 
     A model is divided over `num_stages` peers, or over as many as serve `objective` best; any others wait to take
     the place of one that fails. It is served once `min_peers` are here. `state_dir` holds the cluster's authority,
-    its tokens and its plan. A peer that is silent for `silence_s` counts as lost.
+    its tokens and its plan. A peer that is silent for `silence_s` counts as lost. `patience` is for all other calls
+    but steps, which are repeated for as long as they are wanted.
     """
 
     host: str
@@ -22,6 +24,7 @@ class ClusterSettings:
     min_peers: int = 1
     max_peers: int = 16
     beat_s: float = 0.25
+    patience: Patience = USUAL
     max_message_bytes: int = 64 << 20
 
     @property

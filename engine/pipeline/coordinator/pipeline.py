@@ -20,13 +20,13 @@ from distllm.engine.pipeline.messages import STEP, Fence, Result, StageConfig, S
 from distllm.engine.pipeline.protocol.step_log import StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.frame import encode_frame
 
 logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 0.05
 """How often stages are looked after."""
-_FENCE_TIMEOUT_S = 30.0
 _RETRY_S = 1.0
 _LOADING_SILENCE_S = 10.0
 
@@ -40,13 +40,14 @@ class Pipeline:
         whole: StageConfig,
         vocab_size: int,
         placer: Placer,
-        silence_s: float,
+        settings: ClusterSettings,
         events: EventLog,
     ) -> None:
         self._members = members
         self._whole = whole
         self._vocab_size = vocab_size
-        self._silence_s = silence_s
+        self._silence_s = settings.silence_s
+        self._timeout_s = settings.patience.timeout_s
         self._placer = placer
         self._events = events
         self._numerics = whole.numerics  # in which all stages compute, so that any peer can have any layers
@@ -231,9 +232,12 @@ class Pipeline:
         for stage in stages:
             self._members[stage.peer_id].standing.forgive()
         self._fence(stages)
-        give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
-        while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._blame_lost() or time.monotonic() > give_up_s:
+        give_up_s = time.monotonic() + self._timeout_s
+        while late := [it.peer_id for it in stages if self._members[it.peer_id].fenced < self._log.epoch]:
+            if time.monotonic() > give_up_s:
+                for peer_id in late:
+                    self._members[peer_id].blame(f"it did not begin an epoch within {self._timeout_s:g} s")
+            if self._blame_lost():
                 return False
             await self._members.wait_for_change(_LOOK_S)
         self._is_serving = True

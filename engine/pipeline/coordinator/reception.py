@@ -50,7 +50,7 @@ _NUM_ID_DIGITS = 4
 class Reception:
     """Keeps `members` true to what peers say. `on_loading` takes progress.
 
-    `on_result` takes results, and says what is wrong with one that cannot be.
+    `welcome` is said to everybody. `on_result` takes results, and says what is wrong with one that cannot be.
 
     `on_measured` takes what peers find out about themselves and their links.
     """
@@ -61,7 +61,7 @@ class Reception:
         tokens: TokenStore,
         members: Members,
         max_peers: int,
-        beat_s: float,
+        welcome: Welcome,
         on_result: Callable[[PeerId, Result], str | None],
         on_loading: Callable[[PeerId, Loading], None],
         on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
@@ -71,7 +71,7 @@ class Reception:
         self._tokens = tokens
         self._members = members
         self._max_peers = max_peers
-        self._beat_s = beat_s
+        self._welcome = welcome
         self._on_result = on_result
         self._on_loading = on_loading
         self._on_measured = on_measured
@@ -123,7 +123,7 @@ class Reception:
             member.outbound.put_nowait(None)  # of a connection that has broken unseen
         member.outbound, member.endpoint = asyncio.Queue(), None
         member.heard_s = time.monotonic()
-        member.send(Welcome(version=PROTOCOL_VERSION, beat_s=self._beat_s))
+        member.send(self._welcome)
         return member.outbound
 
     def _close_link(self, caller: PeerId, outbound: Outbound) -> None:

@@ -10,8 +10,6 @@ from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
 from distllm.engine.pipeline.transport.client import Address, Http2Client, resolve
 
-_TIMEOUT_S = 15.0
-
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Asks for a certificate. `hosts` are the addresses under which others reach this machine."""
@@ -34,7 +32,7 @@ async def join(coordinator: Address, token_text: str, name: str, hosts: list[str
     ip = await resolve(coordinator)
     stranger = Http2Client(coordinator, ip, None, None)  # trusts nobody, and is told nothing but a certificate
     try:
-        _, authority_pem = await stranger.post("/v1/authority", b"", _TIMEOUT_S)
+        _, authority_pem = await stranger.post("/v1/authority", b"", stranger.patience.timeout_s)
     finally:
         await stranger.close()
     token.check_authority(authority_pem)
@@ -61,7 +59,7 @@ async def renew(client: Http2Client, identity: PeerIdentity, hosts: list[str], d
 
 
 async def _ask(client: Http2Client, path: str, request: JoinRequest) -> JoinAnswer:
-    status, answer = await client.post(path, msgspec.msgpack.encode(request), _TIMEOUT_S)
+    status, answer = await client.post(path, msgspec.msgpack.encode(request), client.patience.timeout_s)
     if status != 200:
         raise JoinRefused(answer.decode(errors="replace"))
     return msgspec.msgpack.decode(answer, type=JoinAnswer)

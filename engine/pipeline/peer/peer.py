@@ -47,6 +47,7 @@ from distllm.engine.pipeline.messages import (
     ToPeer,
     Welcome,
 )
+from distllm.engine.pipeline.patience import USUAL
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
 from distllm.engine.pipeline.peer.stage import Stage
@@ -103,6 +104,7 @@ class Peer:
         self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
         self._beat_s: float | None = None
+        self._patience = USUAL  # until the coordinator tells its own
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
@@ -200,7 +202,7 @@ class Peer:
         hello = Hello(
             version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=measure_free_bytes(device)
         )
-        status, answer = await uplink.post("/v1/report", _frame(hello), 10.0)
+        status, answer = await uplink.post("/v1/report", _frame(hello), self._patience.timeout_s)
         if status != 200:
             self._leave(answer.decode(errors="replace"))
 
@@ -229,8 +231,8 @@ class Peer:
             return
         message = frame.header(_decode_message)
         match message:
-            case Welcome(beat_s=beat_s):
-                self._beat_s = beat_s
+            case Welcome(beat_s=beat_s, patience=patience):
+                self._beat_s, self._patience = beat_s, patience
             case Load(config=config):
                 self._begin(self._load(config))
             case Keep(configs=configs):
@@ -281,7 +283,7 @@ class Peer:
         coordinator = self._coordinator if request.to_coordinator else None
         ends = [Address(PeerId(it.peer_id), it.host, it.port) for it in request.to_peers]
         here = self._identity.peer_id
-        await self._tell(await probe_links(here, coordinator, ends, self._connect))
+        await self._tell(await probe_links(here, coordinator, ends, self._connect, self._patience))
 
     async def _join_epoch(self, fence: Fence) -> None:
         try:
@@ -295,7 +297,7 @@ class Peer:
         await self._tell(Fenced(epoch=fence.epoch))
 
     async def _connect(self, address: Address) -> Http2Client:
-        return await Http2Client.open(address, self._identity)
+        return await Http2Client.open(address, self._identity, self._patience)
 
     async def _client_of(self, endpoint: Endpoint) -> Http2Client:
         peer_id = PeerId(endpoint.peer_id)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pyreqwest.client import ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.peer_id import PeerId, server_name
 from distllm.engine.pipeline.transport.server import FRAME_BYTES, WINDOW_BYTES
@@ -32,10 +33,15 @@ class Address:
 
 
 class Http2Client:
-    """Close it. Each client has a connection of its own."""
+    """Close it. Each client has a connection of its own. `patience` is for its users to have."""
 
     def __init__(
-        self, address: Address, ip: str, identity: PeerIdentity | None, authority_pem: bytes | None
+        self,
+        address: Address,
+        ip: str,
+        identity: PeerIdentity | None,
+        authority_pem: bytes | None,
+        patience: Patience = USUAL,
     ) -> None:
         name = server_name(address.peer_id)
         builder = (
@@ -58,13 +64,14 @@ class Http2Client:
         if identity is not None:
             builder = builder.identity_pem(identity.key_pem + identity.certificate_pem)
         self.address = address
+        self.patience = patience
         self._url = f"https://{name}:{address.port}"
         self._client = builder.build()
 
     @classmethod
-    async def open(cls, address: Address, identity: PeerIdentity) -> "Http2Client":
+    async def open(cls, address: Address, identity: PeerIdentity, patience: Patience = USUAL) -> "Http2Client":
         """A client that takes no other machine for this one. Raises Unreachable where the name is not known."""
-        return cls(address, await resolve(address), identity, identity.authority_pem)
+        return cls(address, await resolve(address), identity, identity.authority_pem, patience)
 
     async def post(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         """Status and body of the answer. Raises Unreachable."""

@@ -43,7 +43,7 @@ class StageWeights:
     async def obtain(self, config: StageConfig, on_progress: Progress) -> Path:
         """A directory from which the stage can be loaded. One call at a time.
 
-        Waits for the coordinator while it cannot be reached. `on_progress` may be called in another thread.
+        `on_progress` may be called in another thread.
         Raises CheckpointError or OSError, each with one line for the operator.
         """
         self._limit.use(self._cache.path(config.fingerprint))

@@ -17,6 +17,7 @@ from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import Beat, Measured, Probed
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -35,13 +36,20 @@ class Cluster:
     With `num_stages` the model is divided evenly; without, once it is known how fast everybody is.
     """
 
-    def __init__(self, state_dir: Path, num_stages: int | None = 2) -> None:
+    def __init__(self, state_dir: Path, num_stages: int | None = 2, timeout_s: float = TIMEOUT_S) -> None:
         self.members = Members()
-        settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), num_stages=num_stages)
+        settings = ClusterSettings(
+            host="127.0.0.1",
+            port=0,
+            state_dir=str(state_dir),
+            num_stages=num_stages,
+            beat_s=SILENCE_S / 3,
+            patience=Patience(timeout_s=timeout_s),
+        )
         self.survey = Survey(self.members, replace(SAMPLE, sizes=model(WHOLE.num_layers)))
         patience_s = 0.0 if num_stages else TIMEOUT_S
         placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
-        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, placer, SILENCE_S, EventLog())
+        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, placer, settings, EventLog())
         self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 
@@ -73,8 +81,10 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(state_dir: Path, num_stages: int | None = 2) -> AsyncIterator[Cluster]:
-    cluster = Cluster(state_dir, num_stages)
+async def running(
+    state_dir: Path, num_stages: int | None = 2, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[Cluster]:
+    cluster = Cluster(state_dir, num_stages, timeout_s)
     try:
         yield cluster
     finally:
@@ -154,6 +164,17 @@ async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluste
     assert [step.epoch for step in first.steps] == [first.fences[0].epoch, first.fences[1].epoch]
     assert spare.fences[0].number == 1
     assert spare.fences[0].config == spare.loads[-1], "the layers that it had loaded before"
+
+
+async def test_a_peer_that_begins_no_epoch_in_time_makes_way_for_another(tmp_path: Path) -> None:
+    async with running(tmp_path, timeout_s=0.2) as cluster:
+        first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+        second.withholds_fences = True
+        await cluster.ready()
+        assert len(second.fences) == 1
+        assert (first.fences[-1].successor or second).peer_id == spare.peer_id
+        assert cluster.members[second.peer_id].trouble == "it did not begin an epoch within 0.2 s"
+        await answered(cluster.submit())
 
 
 async def test_a_step_that_comes_while_stages_are_fenced_is_sent_with_those_before_it(cluster: Cluster) -> None:

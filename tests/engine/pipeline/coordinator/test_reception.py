@@ -11,6 +11,7 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
@@ -28,6 +29,7 @@ def ignore(*_: object) -> None:
 
 PEER = PeerId("peer-1")
 MAX_BYTES = 1 << 20
+WELCOME = Welcome(version=PROTOCOL_VERSION, beat_s=0.25, patience=Patience(timeout_s=7.0, retry_attempts=1))
 
 
 class Coordinator:
@@ -41,7 +43,7 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events)
+        reception = Reception(authority, tokens, self.members, 2, WELCOME, note, ignore, ignore, self.events)
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
@@ -99,7 +101,7 @@ async def test_a_peer_counts_once_it_has_a_link_and_said_hello(coordinator: Coor
     outbound = coordinator.app.streams["/v1/link"](PEER)
     assert coordinator.members.connected() == []
     (frame,) = StreamDecoder(MAX_BYTES).feed(outbound.get_nowait() or b"")
-    assert frame.header(msgspec.msgpack.Decoder(Welcome)).beat_s == 0.25
+    assert frame.header(msgspec.msgpack.Decoder(Welcome)) == WELCOME
     assert (await coordinator.report(PEER, hello())).status == 200
     assert [member.peer_id for member in coordinator.members.connected()] == [PEER]
     coordinator.app.on_stream_end(PEER, outbound)
