@@ -106,7 +106,6 @@ def without_effect(config: ClusterConfig) -> list[str]:
     network, default = config.network, NetworkSection()
     sentences = {
         "compression": "activations travel as they are",
-        "encryption": "connections stay encrypted",
     }
     return [
         f"network.{name}: {getattr(network, name)} has no effect yet: {sentence}"
@@ -128,6 +127,7 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         beat_s=config.network.heartbeat_interval_seconds,
         patience=Patience(timeout_s=config.network.timeout_seconds, retry_attempts=config.network.retry_attempts),
         max_message_bytes=config.network.max_message_size_mb << 20,
+        is_encrypted=config.network.encryption,
     )
 
 

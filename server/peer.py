@@ -17,14 +17,16 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
+from distllm.engine.pipeline.security.encryption import read_encryption
 from distllm.engine.pipeline.security.identity import InvalidIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles, NoIdentity
-from distllm.engine.pipeline.security.join_token import JoinRefused
+from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
 from distllm.engine.pipeline.security.peer_id import COORDINATOR
 from distllm.engine.pipeline.security.state_dir import ClusterStateError, default_peer_dir
 from distllm.engine.pipeline.transport.client import Address, Unreachable
 from distllm.engine.pipeline.weights.folders import WeightFolders, default_cache_dir
 from distllm.engine.python_command import python_command
+from distllm.server.cluster_config import is_loopback
 from distllm.server.config import InvalidSettings
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
@@ -44,6 +46,9 @@ def run_peer(arguments: argparse.Namespace) -> int:
     try:
         host = arguments.host or own_address(coordinator)
         weights = _weight_folders(arguments.model, arguments.cache, cache_limit_bytes, directory)
+        is_encrypted = _is_encrypted(arguments.token, directory)
+        if not (is_encrypted or arguments.allow_plaintext):
+            _check_loopback({"--join": coordinator.host, "--host": host, "--listen": listen[0] if listen else host})
         if arguments.token is not None:
             name = peer_name(arguments.name or socket.gethostname())
             asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
@@ -83,6 +88,21 @@ def _weight_folders(
         hashes=str((state / "hashes").absolute()),
         cache_limit_bytes=cache_limit_bytes,
     )
+
+
+def _is_encrypted(token: str | None, directory: Path) -> bool:
+    """Whether to speak TLS: as the token says, or the one did that was joined with. Raises JoinRefused."""
+    return read_encryption(directory) if token is None else JoinToken.parse(token).is_encrypted
+
+
+def _check_loopback(hosts: dict[str, str]) -> None:
+    """Of a peer without encryption. Raises InvalidSettings."""
+    for flag, host in hosts.items():
+        if not is_loopback(host):
+            raise InvalidSettings(
+                f"{flag} {host}: this coordinator does not encrypt (network.encryption: false), so anyone on the "
+                "way could read and change prompts and answers: use 127.0.0.1, or insist with --allow-plaintext"
+            )
 
 
 async def _join(coordinator: Address, token: str, name: str, hosts: list[str], directory: Path) -> None:

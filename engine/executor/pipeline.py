@@ -31,6 +31,7 @@ from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_pro
 from distllm.engine.pipeline.messages import StageConfig, Welcome
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.encryption import write_encryption
 from distllm.engine.pipeline.security.state_dir import make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -137,9 +138,13 @@ async def _coordinate(
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
     posts = {**source.posts, **Holders(members).posts, PROBE_PATH: answer_probe(settings.max_message_bytes)}
-    app = reception.app(settings.max_message_bytes, posts)
-    desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
+    is_encrypted = settings.is_encrypted
+    app = reception.app(settings.max_message_bytes, posts, is_encrypted=is_encrypted)
+    desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator", is_encrypted=is_encrypted)
     port = await desk.open()
+    write_encryption(state_dir, is_encrypted=is_encrypted)
+    if not is_encrypted:
+        logger.warning("connections are not encrypted: who can listen can read and change everything")
     logger.info("peers may join at %s:%d", settings.host, port)
     running = asyncio.gather(
         pipeline.run(),

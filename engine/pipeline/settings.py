@@ -26,6 +26,7 @@ class ClusterSettings:
     beat_s: float = 0.25
     patience: Patience = USUAL
     max_message_bytes: int = 64 << 20
+    is_encrypted: bool = True
 
     @property
     def silence_s(self) -> float:

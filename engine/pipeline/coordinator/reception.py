@@ -29,14 +29,16 @@ from distllm.engine.pipeline.messages import (
     Welcome,
 )
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
+from distllm.engine.pipeline.peer.mismatch import MISMATCH_PATH, explain_mismatch
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.host import InvalidHost
 from distllm.engine.pipeline.security.join_token import JoinRefused
-from distllm.engine.pipeline.security.peer_id import InvalidPeerId, PeerId, parse_peer_id
+from distllm.engine.pipeline.security.peer_id import COORDINATOR, InvalidPeerId, PeerId, parse_peer_id
 from distllm.engine.pipeline.security.signing_request import InvalidSigningRequest
+from distllm.engine.pipeline.security.ticket import TicketCheck
 from distllm.engine.pipeline.security.token_store import TokenStore
-from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply
+from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply, certified_caller, ticketed_caller
 from distllm.engine.pipeline.wire.frame import decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 
@@ -77,14 +79,26 @@ class Reception:
         self._on_measured = on_measured
         self._events = events
 
-    def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
-        """With `other_posts` for callers that are known."""
+    def app(self, max_body_bytes: int, other_posts: Mapping[str, Post], *, is_encrypted: bool = True) -> PeerApp:
+        """With `other_posts` for callers that are known. Without encryption these are known by their tickets."""
+
+        async def note_mismatch(_: PeerId | None, __: bytes) -> Reply:
+            mistaken = "does not encrypt" if is_encrypted else "encrypts"
+            logger.warning("a machine was refused that %s: network.encryption is %s", mistaken, is_encrypted)
+            return explain_mismatch(is_encrypted=is_encrypted)
+
+        tickets = ticketed_caller(TicketCheck(self._authority.certificate_pem, COORDINATOR))
         return PeerApp(
             max_body_bytes,
             posts={"/v1/report": self._report, "/v1/renew": self._renew, **other_posts},
-            open_posts={"/v1/authority": self._tell_authority, "/v1/join": self._join},
+            open_posts={
+                "/v1/authority": self._tell_authority,
+                "/v1/join": self._join,
+                MISMATCH_PATH: note_mismatch,
+            },
             streams={"/v1/link": self._open_link},
             on_stream_end=self._close_link,
+            identify=certified_caller if is_encrypted else tickets,
         )
 
     async def _tell_authority(self, _: PeerId | None, __: bytes) -> Reply:

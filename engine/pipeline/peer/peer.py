@@ -50,14 +50,17 @@ from distllm.engine.pipeline.messages import (
 from distllm.engine.pipeline.patience import USUAL
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
+from distllm.engine.pipeline.peer.mismatch import find_mismatch
 from distllm.engine.pipeline.peer.stage import Stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
+from distllm.engine.pipeline.security.encryption import read_encryption
 from distllm.engine.pipeline.security.identity import InvalidIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.app import PeerApp, Reply
+from distllm.engine.pipeline.security.ticket import TicketCheck
+from distllm.engine.pipeline.transport.app import PeerApp, Reply, certified_caller, ticketed_caller
 from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
 from distllm.engine.pipeline.transport.server import Http2Server
 from distllm.engine.pipeline.weights.folders import WeightFolders
@@ -98,6 +101,7 @@ class Peer:
         self._coordinator = coordinator
         self._directory = directory
         self._identity = IdentityFiles.current(directory).read()
+        self._is_encrypted = read_encryption(directory)
         self._renewal_check_s = renewal_check_s
         self._server: Http2Server | None = None
         self._here = here
@@ -138,9 +142,13 @@ class Peer:
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)
         probed = {PROBE_PATH: answer_probe(self._max_bytes)}
-        app = PeerApp(self._max_bytes, {"/v1/step": self._take_step, **source.posts, **probed}, {}, {})
+        posts = {"/v1/step": self._take_step, **source.posts, **probed}
+        tickets = ticketed_caller(TicketCheck(self._identity.authority_pem, self._identity.peer_id))
+        identify = certified_caller if self._is_encrypted else tickets
+        app = PeerApp(self._max_bytes, posts, open_posts={}, streams={}, identify=identify)
         host, port = self._listen
-        self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
+        files = IdentityFiles.current(self._directory) if self._is_encrypted else None
+        self._server = Http2Server(app, host, port, files)
         self._listen = (host, await self._server.start())
         self._port = self._port or self._listen[1]
 
@@ -171,7 +179,8 @@ class Peer:
                 await self._follow_coordinator()
                 pause_s = _RECONNECT_S[0]
             except (Unreachable, MalformedFrame) as error:
-                logger.warning("%s; trying again", error)
+                mismatch = await find_mismatch(self._coordinator, is_encrypted=self._is_encrypted)
+                logger.warning("%s; trying again", mismatch or error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
 
@@ -297,7 +306,7 @@ class Peer:
         await self._tell(Fenced(epoch=fence.epoch))
 
     async def _connect(self, address: Address) -> Http2Client:
-        return await Http2Client.open(address, self._identity, self._patience)
+        return await Http2Client.open(address, self._identity, self._patience, is_encrypted=self._is_encrypted)
 
     async def _client_of(self, endpoint: Endpoint) -> Http2Client:
         peer_id = PeerId(endpoint.peer_id)
