@@ -32,6 +32,7 @@ from distllm.engine.pipeline.messages import StageConfig, Welcome
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.encryption import write_encryption
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.state_dir import make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -135,6 +136,7 @@ async def _coordinate(
         on_loading,
         survey.take,
         events,
+        RemovedPeers(state_dir),
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
     posts = {**source.posts, **Holders(members).posts, PROBE_PATH: answer_probe(settings.max_message_bytes)}

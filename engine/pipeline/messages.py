@@ -72,12 +72,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 class Welcome(Message, frozen=True, kw_only=True):
     """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds.
 
-    `patience` is for the calls that the peer makes.
+    `patience` is for the calls that the peer makes, those of `removed` peers are not to be answered.
     """
 
     version: int
     beat_s: float
     patience: Patience = USUAL
+    removed: frozenset[str] = frozenset()
 
 
 class Load(Message, frozen=True, kw_only=True):
@@ -117,6 +118,12 @@ class ProbeLinks(Message, frozen=True, kw_only=True):
 
     to_coordinator: bool
     to_peers: tuple[Endpoint, ...]
+
+
+class Removed(Message, frozen=True, kw_only=True):
+    """Answer no calls of these, which were put out of the cluster."""
+
+    peer_ids: frozenset[str]
 
 
 class Dismiss(Message, frozen=True, kw_only=True):
@@ -235,7 +242,7 @@ class Probed(Message, frozen=True, kw_only=True):
     unreachable: dict[str, str]
 
 
-ToPeer = Welcome | Load | Keep | Fence | Measure | ProbeLinks | Dismiss
+ToPeer = Welcome | Load | Keep | Fence | Measure | ProbeLinks | Removed | Dismiss
 ToCoordinator = (
     Hello
     | Beat

@@ -9,7 +9,7 @@ from distllm.engine.interface import ExecutorInfo
 from distllm.engine.pipeline.coordinator.refusals import Refusals
 from distllm.engine.pipeline.coordinator.standing import Standing
 from distllm.engine.pipeline.coordinator.workload import Workload
-from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load, StageConfig, ToPeer
+from distllm.engine.pipeline.messages import CONTROL, Beat, Dismiss, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.wire.frame import encode_frame
@@ -77,6 +77,13 @@ class Member:
         """Lost where there is no link: whoever watches this member finds that out."""
         if self.outbound is not None:
             self.outbound.put_nowait(frame)
+
+    def dismiss(self, reason: str) -> None:
+        """Have it leave the cluster, and end its link."""
+        self.send(Dismiss(reason=reason))
+        if self.outbound is not None:
+            self.outbound.put_nowait(None)
+        self.outbound = self.endpoint = None
 
     def begin_boot(self, boot: str, endpoint: Endpoint, free_bytes: int) -> None:
         """The peer said hello. What it had before it was started anew is gone."""

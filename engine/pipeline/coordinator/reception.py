@@ -24,6 +24,7 @@ from distllm.engine.pipeline.messages import (
     Measured,
     MeasureFailed,
     Probed,
+    Removed,
     Result,
     ToCoordinator,
     Welcome,
@@ -35,7 +36,9 @@ from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.host import InvalidHost
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import COORDINATOR, InvalidPeerId, PeerId, parse_peer_id
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.signing_request import InvalidSigningRequest
+from distllm.engine.pipeline.security.state_dir import ClusterStateError
 from distllm.engine.pipeline.security.ticket import TicketCheck
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply, certified_caller, ticketed_caller
@@ -68,6 +71,7 @@ class Reception:
         on_loading: Callable[[PeerId, Loading], None],
         on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
         events: EventLog,
+        removed: RemovedPeers,
     ) -> None:
         self._authority = authority
         self._tokens = tokens
@@ -78,6 +82,8 @@ class Reception:
         self._on_loading = on_loading
         self._on_measured = on_measured
         self._events = events
+        self._removed = removed
+        self._told_removed = removed.current()
 
     def app(self, max_body_bytes: int, other_posts: Mapping[str, Post], *, is_encrypted: bool = True) -> PeerApp:
         """With `other_posts` for callers that are known. Without encryption these are known by their tickets."""
@@ -99,6 +105,7 @@ class Reception:
             streams={"/v1/link": self._open_link},
             on_stream_end=self._close_link,
             identify=certified_caller if is_encrypted else tickets,
+            is_removed=self._is_removed,
         )
 
     async def _tell_authority(self, _: PeerId | None, __: bytes) -> Reply:
@@ -108,7 +115,7 @@ class Reception:
         """A certificate for whoever brings a token. A request that is refused costs no token."""
         try:
             request = _decode_join.decode(body)
-            peer_id = parse_peer_id(f"{request.name}-{secrets.token_hex(_NUM_ID_DIGITS // 2)}")
+            peer_id = self._new_id(request.name)
             now = datetime.now(UTC)
             certificate = self._authority.issue(request.csr_pem, peer_id, request.hosts, now)
             await asyncio.to_thread(self._tokens.redeem, request.token, now)
@@ -121,6 +128,13 @@ class Reception:
         logger.info("%s joined the cluster", peer_id)
         self._events.note("joined", f"as {request.name}", peer_id)
         return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
+
+    def _new_id(self, name: str) -> PeerId:
+        """None of a peer that was put out. Raises InvalidPeerId."""
+        while True:
+            peer_id = parse_peer_id(f"{name}-{secrets.token_hex(_NUM_ID_DIGITS // 2)}")
+            if not self._is_removed(peer_id):
+                return peer_id
 
     async def _renew(self, caller: PeerId | None, body: bytes) -> Reply:
         assert caller is not None
@@ -137,7 +151,7 @@ class Reception:
             member.outbound.put_nowait(None)  # of a connection that has broken unseen
         member.outbound, member.endpoint = asyncio.Queue(), None
         member.heard_s = time.monotonic()
-        member.send(self._welcome)
+        member.send(msgspec.structs.replace(self._welcome, removed=self._told_removed))
         return member.outbound
 
     def _close_link(self, caller: PeerId, outbound: Outbound) -> None:
@@ -161,6 +175,28 @@ class Reception:
         member = self._members[caller]
         member.heard_s = time.monotonic()
         return self._take(member, message)
+
+    def _is_removed(self, peer_id: PeerId) -> bool:
+        """Asked of every caller, so that whoever was put out is gone with the next beat of anybody."""
+        try:
+            removed = self._removed.current()
+        except ClusterStateError as error:
+            logger.error("nobody else is put out: %s", error)
+            removed = self._told_removed
+        if removed != self._told_removed:
+            self._told_removed = removed
+            self._put_out(removed)
+        return peer_id in removed
+
+    def _put_out(self, removed: frozenset[PeerId]) -> None:
+        for member in self._members.connected():
+            if member.peer_id in removed:
+                logger.warning("%s was put out of the cluster", member.peer_id)
+                self._events.note("gone", "it was put out of the cluster", member.peer_id)
+                member.dismiss("it was put out, with `distllm cluster remove` on the coordinator")
+            else:
+                member.send(Removed(peer_ids=removed))
+        self._members.changed.set()
 
     def _take(self, member: Member, message: ToCoordinator) -> Reply:
         match message:

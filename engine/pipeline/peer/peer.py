@@ -40,6 +40,7 @@ from distllm.engine.pipeline.messages import (
     Loading,
     Measure,
     ProbeLinks,
+    Removed,
     Result,
     StageConfig,
     StepHeader,
@@ -109,6 +110,7 @@ class Peer:
         self._max_bytes = max_message_bytes
         self._beat_s: float | None = None
         self._patience = USUAL  # until the coordinator tells its own
+        self._removed: frozenset[str] = frozenset()
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
@@ -145,12 +147,17 @@ class Peer:
         posts = {"/v1/step": self._take_step, **source.posts, **probed}
         tickets = ticketed_caller(TicketCheck(self._identity.authority_pem, self._identity.peer_id))
         identify = certified_caller if self._is_encrypted else tickets
-        app = PeerApp(self._max_bytes, posts, open_posts={}, streams={}, identify=identify)
+        app = PeerApp(
+            self._max_bytes, posts, open_posts={}, streams={}, identify=identify, is_removed=self._is_removed
+        )
         host, port = self._listen
         files = IdentityFiles.current(self._directory) if self._is_encrypted else None
         self._server = Http2Server(app, host, port, files)
         self._listen = (host, await self._server.start())
         self._port = self._port or self._listen[1]
+
+    def _is_removed(self, caller: PeerId) -> bool:
+        return caller in self._removed
 
     async def _stop_listening(self) -> None:
         if self._server is not None:
@@ -240,8 +247,11 @@ class Peer:
             return
         message = frame.header(_decode_message)
         match message:
-            case Welcome(beat_s=beat_s, patience=patience):
-                self._beat_s, self._patience = beat_s, patience
+            case Welcome():
+                self._beat_s, self._patience = message.beat_s, message.patience
+                self._removed = message.removed
+            case Removed(peer_ids=peer_ids):
+                self._removed = peer_ids
             case Load(config=config):
                 self._begin(self._load(config))
             case Keep(configs=configs):

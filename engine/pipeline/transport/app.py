@@ -66,6 +66,7 @@ def ticketed_caller(check: TicketCheck) -> Identify:
 class PeerApp:
     """Routes by path. `open_posts` answer callers without a certificate too, who are None.
 
+    Callers that were put out of the cluster are refused everywhere.
     `streams` send what is put in the queue that they return; `on_stream_end` hears of each queue whose caller left.
     """
 
@@ -75,6 +76,7 @@ class PeerApp:
     streams: dict[str, Stream]
     on_stream_end: Callable[[PeerId, Outbound], None] = lambda *_: None
     identify: Identify = certified_caller
+    is_removed: Callable[[PeerId], bool] = lambda _: False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +88,12 @@ class PeerApp:
             logger.warning("a caller was refused: %s", refusal)
             await _answer(send, Reply.refusal(403, str(refusal)))
             return
-        if caller is None and path not in self.open_posts:
+        if caller is not None and self.is_removed(caller):
+            logger.warning("%s was refused: it was put out of the cluster", caller)
+            await _answer(
+                send, Reply.refusal(403, f"{caller} was put out of the cluster: join it with a new token")
+            )
+        elif caller is None and path not in self.open_posts:
             await _answer(send, Reply.refusal(403, "this needs a certificate of the cluster: join it with a token"))
         elif path in self.streams and caller is not None:
             await self._stream(self.streams[path], caller, receive, send)

@@ -10,13 +10,25 @@ import pytest
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
-from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
+from distllm.engine.pipeline.messages import (
+    CONTROL,
+    STEP,
+    Beat,
+    Dismiss,
+    Endpoint,
+    Hello,
+    Removed,
+    Result,
+    ToCoordinator,
+    Welcome,
+)
 from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PendingIdentity
 from distllm.engine.pipeline.security.peer_id import PeerId, peer_id_of
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
@@ -35,7 +47,7 @@ WELCOME = Welcome(version=PROTOCOL_VERSION, beat_s=0.25, patience=Patience(timeo
 class Coordinator:
     """A reception with a desk for each path."""
 
-    def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
+    def __init__(self, authority: ClusterAuthority, tokens: TokenStore, state_dir: Path) -> None:
         self.members = Members()
         self.results: list[tuple[PeerId, Result]] = []
         self.events = EventLog()
@@ -43,7 +55,10 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, WELCOME, note, ignore, ignore, self.events)
+        self.removed = RemovedPeers(state_dir)
+        reception = Reception(
+            authority, tokens, self.members, 2, WELCOME, note, ignore, ignore, self.events, self.removed
+        )
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
@@ -59,8 +74,8 @@ def tokens(authority: ClusterAuthority, tmp_path: Path) -> TokenStore:
 
 
 @pytest.fixture
-async def coordinator(authority: ClusterAuthority, tokens: TokenStore) -> Coordinator:
-    return Coordinator(authority, tokens)
+async def coordinator(authority: ClusterAuthority, tokens: TokenStore, tmp_path: Path) -> Coordinator:
+    return Coordinator(authority, tokens, tmp_path / "cluster")
 
 
 def request(token: str, name: str = "gpu-1", csr_pem: bytes | None = None) -> JoinRequest:
@@ -143,6 +158,29 @@ async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coo
     assert coordinator.members[PEER].busy_s == 0.0
     assert (await coordinator.app.posts["/v1/report"](PEER, beat)).status == 200
     assert coordinator.members[PEER].busy_s == 0.5
+
+
+async def test_a_peer_that_is_put_out_is_dismissed_and_all_others_are_told(coordinator: Coordinator) -> None:
+    other = PeerId("peer-2")
+    links = {peer_id: coordinator.app.streams["/v1/link"](peer_id) for peer_id in (PEER, other)}
+    for peer_id, link in links.items():
+        await coordinator.report(peer_id, hello())
+        link.get_nowait()  # the welcome
+    assert not coordinator.app.is_removed(other)
+    coordinator.removed.add(PEER, datetime.now(UTC))
+    assert not coordinator.app.is_removed(other), "which notices on the way"
+    assert coordinator.app.is_removed(PEER)
+    assert [member.peer_id for member in coordinator.members.connected()] == [other]
+    decode = msgspec.msgpack.Decoder(Dismiss | Removed)
+    (told,) = StreamDecoder(MAX_BYTES).feed(links[PEER].get_nowait() or b"")
+    assert isinstance(told.header(decode), Dismiss)
+    assert links[PEER].get_nowait() is None
+    (told,) = StreamDecoder(MAX_BYTES).feed(links[other].get_nowait() or b"")
+    assert told.header(decode) == Removed(peer_ids=frozenset({PEER}))
+    assert links[other].empty()
+    again = coordinator.app.streams["/v1/link"](other)
+    (told,) = StreamDecoder(MAX_BYTES).feed(again.get_nowait() or b"")
+    assert told.header(msgspec.msgpack.Decoder(Welcome)).removed == {PEER}
 
 
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:

@@ -20,6 +20,7 @@ from distllm.engine.pipeline.security.encryption import read_encryption, write_e
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import COORDINATOR, PeerId
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.state_dir import ClusterStateError
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.app import Reply
@@ -42,7 +43,16 @@ class Coordinator:
         self._state_dir, self._is_encrypted = state_dir, is_encrypted
         welcome = Welcome(version=PROTOCOL_VERSION, beat_s=1.0)
         reception = Reception(
-            authority, self.tokens, Members(), 2, welcome, lambda *_: None, ignore, ignore, EventLog()
+            authority,
+            self.tokens,
+            Members(),
+            2,
+            welcome,
+            lambda *_: None,
+            ignore,
+            ignore,
+            EventLog(),
+            RemovedPeers(state_dir),
         )
         app = reception.app(1 << 20, {"/who": name_caller}, is_encrypted=is_encrypted)
         self._desk = Desk(app, HERE, 0, authority, state_dir / "own", is_encrypted=is_encrypted)

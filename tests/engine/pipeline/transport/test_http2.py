@@ -163,6 +163,19 @@ async def test_what_is_put_into_a_stream_comes_out_and_its_end_is_seen_on_both_s
     assert await asyncio.wait_for(served.ended.get(), TIMEOUT_S) == "peer-1"
 
 
+async def test_who_was_put_out_is_refused_everywhere(
+    served: Served, authority: ClusterAuthority, tmp_path: Path, now: datetime
+) -> None:
+    served.app = replace(served.app, is_removed=lambda caller: caller == "peer-1")
+    async with served.running(joined(authority, SERVER, now), tmp_path / "server") as address:
+        async with connected(address, joined(authority, "peer-1", now), authority) as client:
+            for path in ("/closed", "/open", "/stream"):
+                status, reason = await client.post(path, b"", TIMEOUT_S)
+                assert (status, reason) == (403, b"peer-1 was put out of the cluster: join it with a new token")
+        async with connected(address, joined(authority, "peer-2", now), authority) as client:
+            assert (await client.post("/closed", b"", TIMEOUT_S))[0] == 200
+
+
 async def test_without_tls_a_peer_is_known_by_its_ticket(
     served: Served, authority: ClusterAuthority, tmp_path: Path, now: datetime
 ) -> None:
