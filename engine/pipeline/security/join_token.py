@@ -80,7 +80,7 @@ class UsedToken(JoinRefused):
     def __init__(self, used_at: datetime) -> None:
         super().__init__(
             f"this join token was used at {used_at:%F %T} UTC, and each lets one peer join: {_AGAIN}; if you do "
-            "not know who used it, look at the list of peers, and put a strange one out with `distllm cluster remove`"
+            "not know who used it, look at the list of peers, and put that one out with `distllm cluster remove`"
         )
 
 
