@@ -29,6 +29,7 @@ from distllm.engine.pipeline.messages import (
     ToCoordinator,
     Welcome,
 )
+from distllm.engine.pipeline.peer.expiry import EXPIRED_PATH
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.mismatch import MISMATCH_PATH, explain_mismatch
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
@@ -101,6 +102,7 @@ class Reception:
                 "/v1/authority": self._tell_authority,
                 "/v1/join": self._join,
                 MISMATCH_PATH: note_mismatch,
+                EXPIRED_PATH: self._note_expired,
             },
             streams={"/v1/link": self._open_link},
             on_stream_end=self._close_link,
@@ -128,6 +130,16 @@ class Reception:
         logger.info("%s joined the cluster", peer_id)
         self._events.note("joined", f"as {request.name}", peer_id)
         return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
+
+    async def _note_expired(self, _: PeerId | None, body: bytes) -> Reply:
+        """A machine says which peer it was."""
+        try:
+            peer_id = parse_peer_id(body.decode(errors="replace"))
+        except InvalidPeerId as error:
+            return Reply.refusal(400, str(error))
+        logger.warning("%s was refused: its certificate has expired", peer_id)
+        self._events.note("refused", "its certificate has expired", peer_id)
+        return Reply()
 
     def _new_id(self, name: str) -> PeerId:
         """None of a peer that was put out. Raises InvalidPeerId."""
@@ -235,9 +247,10 @@ class Reception:
 
     def _greet(self, member: Member, hello: Hello) -> Reply:
         if hello.version != PROTOCOL_VERSION:
-            return Reply.refusal(
-                400, f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
-            )
+            reason = f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
+            logger.warning("%s was refused: %s", member.peer_id, reason)
+            self._events.note("refused", reason, member.peer_id)
+            return Reply.refusal(400, reason)
         others = [other for other in self._members.connected() if other is not member]
         if len(others) >= self._max_peers:
             self._events.note("refused", f"as many as {self._max_peers} peers are here", member.peer_id)

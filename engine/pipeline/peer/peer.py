@@ -49,6 +49,7 @@ from distllm.engine.pipeline.messages import (
     Welcome,
 )
 from distllm.engine.pipeline.patience import USUAL
+from distllm.engine.pipeline.peer.expiry import explain_expiry
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
 from distllm.engine.pipeline.peer.mismatch import find_mismatch
@@ -186,7 +187,12 @@ class Peer:
                 await self._follow_coordinator()
                 pause_s = _RECONNECT_S[0]
             except (Unreachable, MalformedFrame) as error:
-                mismatch = await find_mismatch(self._coordinator, is_encrypted=self._is_encrypted)
+                now, encrypted = datetime.now(UTC), self._is_encrypted
+                expiry = await explain_expiry(self._coordinator, self._identity, now, is_encrypted=encrypted)
+                if expiry is not None:
+                    self._leave(expiry)
+                    return
+                mismatch = await find_mismatch(self._coordinator, is_encrypted=encrypted)
                 logger.warning("%s; trying again", mismatch or error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
@@ -276,6 +282,7 @@ class Peer:
                 return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
             status = self._runner.take(caller, frame)
         except MalformedFrame as error:
+            logger.warning("%s sent what is no step: %s", caller, error)
             return Reply.refusal(400, str(error))
         return Reply(status, b"" if status == 200 else status.name.encode())
 

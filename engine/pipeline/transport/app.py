@@ -106,6 +106,7 @@ class PeerApp:
         body = await _read(receive, self.max_body_bytes)
         if body is None:
             limit = f"{self.max_body_bytes >> 20} MiB"
+            logger.warning("%s was refused a message of more than %s", caller or "a stranger", limit)
             return Reply.refusal(413, f"the message is larger than network.max_message_size_mb allows: {limit}")
         try:
             return await post(caller, body)
