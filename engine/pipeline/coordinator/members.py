@@ -92,9 +92,8 @@ class Member:
             self.workload = Workload()
             self.loaded.clear()
             self.refusals = Refusals()
-        self.asked = dict.fromkeys(
-            self.loaded, free_bytes
-        )  # what it was asked for on another link, it may not have heard
+        # What it was asked for on another link, it may not have heard.
+        self.asked = dict.fromkeys(self.loaded, free_bytes)
         self.endpoint, self.free_bytes = endpoint, free_bytes
 
     def take_beat(self, beat: Beat) -> None:

@@ -171,8 +171,11 @@ class Pipeline:
         here = [member for member in self._members.connected() if self._is_heard(member)]
         fit = [member for member in here if member.trouble is None]
         if len(fit) < (len(self._stages) or self._placer.num_needed):
-            fit = [it for it in here if it in fit or (it.standing.may_be_needed and it.silent_s <= self._silence_s)]
+            fit = [member for member in here if member.trouble is None or self._may_be_needed(member)]
         return tuple(member.peer_id for member in fit)
+
+    def _may_be_needed(self, member: Member) -> bool:
+        return member.standing.may_be_needed and member.silent_s <= self._silence_s
 
     def _kept_seats(self) -> list[Seat]:
         return [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]

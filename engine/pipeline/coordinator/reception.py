@@ -90,8 +90,8 @@ class Reception:
         """With `other_posts` for callers that are known. Without encryption these are known by their tickets."""
 
         async def note_mismatch(_: PeerId | None, __: bytes) -> Reply:
-            mistaken = "does not encrypt" if is_encrypted else "encrypts"
-            logger.warning("a machine was refused that %s: network.encryption is %s", mistaken, is_encrypted)
+            mistaken, setting = ("does not encrypt", "true") if is_encrypted else ("encrypts", "false")
+            logger.warning("a machine was refused that %s: network.encryption is %s", mistaken, setting)
             return explain_mismatch(is_encrypted=is_encrypted)
 
         tickets = ticketed_caller(TicketCheck(self._authority.certificate_pem, COORDINATOR))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from distllm.engine.pipeline.messages import StageConfig
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
-_GROWTH = 1.25
-"""How many times the memory that was too little is worth another try at once."""
+_GROWTH, _LEAST_GROWTH_BYTES = 1.25, 64 << 20
+"""Memory that has grown so many times, and by so much, is worth another try at once."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Refusals:
     def note_free(self, free_bytes: int) -> None:
         """The peer's free memory now: where it has grown, there may be room for what there was none for."""
         for refusal in self._refusals.values():
-            if free_bytes > _GROWTH * refusal.free_bytes:
+            if free_bytes > max(_GROWTH * refusal.free_bytes, refusal.free_bytes + _LEAST_GROWTH_BYTES):
                 refusal.until_s = self._clock()
 
     def reason(self, config: StageConfig) -> str | None:

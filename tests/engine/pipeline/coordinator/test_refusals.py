@@ -30,9 +30,16 @@ def test_other_stages_are_not_refused() -> None:
 
 def test_more_free_memory_than_there_was_ends_a_refusal() -> None:
     refusals = Refusals(Clock())
-    refusals.note(WHOLE, "no room", 1000)
-    refusals.note(OTHER, "no room", 2000)
-    refusals.note_free(1200)
+    refusals.note(WHOLE, "no room", 1000 << 20)
+    refusals.note(OTHER, "no room", 2000 << 20)
+    refusals.note_free(1200 << 20)
     assert refusals.reason(WHOLE) == "no room"
-    refusals.note_free(1300)
+    refusals.note_free(1300 << 20)
     assert (refusals.reason(WHOLE), refusals.reason(OTHER)) == (None, "no room")
+
+
+def test_a_little_more_than_next_to_nothing_is_not_more() -> None:
+    refusals = Refusals(Clock())
+    refusals.note(WHOLE, "no room", 0)
+    refusals.note_free(63 << 20)
+    assert refusals.reason(WHOLE) == "no room"
