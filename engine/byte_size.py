@@ -1,5 +1,8 @@
-"""Amounts of memory for people to read."""
+"""Amounts of memory for people to read, and to write."""
 
+import re
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])iB")
 _UNITS = ("bytes", "KiB", "MiB", "GiB")
 
 
@@ -9,3 +12,11 @@ def byte_size(num_bytes: int) -> str:
     amount = num_bytes / 1024**power
     digits = 0 if power == 0 or amount >= 100 else 1 if amount >= 10 else 2
     return f"{amount:,.{digits}f} {_UNITS[power]}"
+
+
+def parse_byte_size(text: str) -> int:
+    """Of an amount such as 50GiB or 1.5 TiB. Raises ValueError."""
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"must be an amount in KiB, MiB, GiB or TiB, such as 50GiB, not {text!r}")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.plan import Objective
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.codec_names import Compression
@@ -69,6 +70,11 @@ class NetworkSection(ClusterSection):
     encryption: bool = Field(True, description="speak TLS with certificates on both ends")
     protocol: Literal["tcp"] = Field("tcp", description="tcp: HTTP/2 over TCP")
 
+    @property
+    def chosen_compression(self) -> Compression:
+        """`auto` has nothing to choose from where nothing may be lost."""
+        return "none" if self.compression == "auto" and not self.allow_lossy else self.compression
+
 
 class ClusterConfig(BaseModel):
     """All settings of a cluster. Build with `load_cluster_config`."""
@@ -105,27 +111,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def without_effect(config: ClusterConfig) -> list[str]:
-    """A sentence for each setting that was changed and that nothing obeys."""
-    network, default = config.network, NetworkSection()
-    sentences = {
-        "timeout_seconds": "calls have time limits of their own",
-        "retry_attempts": "a call is tried again for as long as its answer is wanted",
-        "encryption": "connections stay encrypted",
-    }
-    without = [
-        f"network.{name}: {getattr(network, name)} has no effect yet: {sentence}"
-        for name, sentence in sentences.items()
-        if getattr(network, name) != getattr(default, name)
-    ]
-    if network.compression == "auto" and not network.allow_lossy:
-        without.append(
-            "network.compression: auto has no effect without allow_lossy: every codec loses precision; "
-            "say allow_lossy: true, or compression: none"
-        )
-    return without
-
-
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
     """What the engine must know."""
     return ClusterSettings(
@@ -140,14 +125,11 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         min_peers=config.coordinator.min_workers,
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,
+        patience=Patience(timeout_s=config.network.timeout_seconds, retry_attempts=config.network.retry_attempts),
         max_message_bytes=config.network.max_message_size_mb << 20,
-        compression=_compression(config.network),
+        compression=config.network.chosen_compression,
+        is_encrypted=config.network.encryption,
     )
-
-
-def _compression(network: NetworkSection) -> Compression:
-    """`auto` has nothing to choose from where nothing may be lost."""
-    return "none" if network.compression == "auto" and not network.allow_lossy else network.compression
 
 
 def _fault(config: ClusterConfig, allow_plaintext: bool) -> str | None:

@@ -37,7 +37,7 @@ from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
-from distllm.server.cluster_config import cluster_settings, load_cluster_config, without_effect
+from distllm.server.cluster_config import cluster_settings, load_cluster_config
 from distllm.server.config import ClusterSection, EngineSection, Settings
 from distllm.server.dashboard.serving import show_cluster
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
@@ -151,8 +151,12 @@ def _cluster(cluster: ClusterSection) -> ClusterSettings | None:
     if cluster.coordinator is None:
         return None
     config = load_cluster_config(cluster.coordinator, cluster.allow_plaintext)
-    for sentence in without_effect(config):
-        logger.warning("%s: %s", cluster.coordinator, sentence)
+    if config.network.chosen_compression != config.network.compression:
+        logger.warning(
+            "%s: network.compression: auto chooses none without allow_lossy, as every other codec loses precision; "
+            "say allow_lossy: true, or compression: none",
+            cluster.coordinator,
+        )
     return cluster_settings(config, cluster.state or default_cluster_dir())
 
 

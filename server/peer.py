@@ -11,19 +11,22 @@ from pathlib import Path
 
 import msgspec
 
+from distllm.engine.byte_size import parse_byte_size
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
+from distllm.engine.pipeline.security.encryption import read_encryption
 from distllm.engine.pipeline.security.identity import InvalidIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles, NoIdentity
-from distllm.engine.pipeline.security.join_token import JoinRefused
+from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
 from distllm.engine.pipeline.security.peer_id import COORDINATOR
 from distllm.engine.pipeline.security.state_dir import ClusterStateError, default_peer_dir
 from distllm.engine.pipeline.transport.client import Address, Unreachable
 from distllm.engine.pipeline.weights.folders import WeightFolders, default_cache_dir
 from distllm.engine.python_command import python_command
+from distllm.server.cluster_config import is_loopback
 from distllm.server.config import InvalidSettings
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
@@ -36,10 +39,16 @@ def run_peer(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     coordinator = Address(COORDINATOR, *parse_address("--join", arguments.join))
     listen = None if arguments.listen is None else parse_address("--listen", arguments.listen)
+    cache_limit_bytes = (
+        None if arguments.cache_limit is None else _parse_size("--cache-limit", arguments.cache_limit)
+    )
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
         host = arguments.host or own_address(coordinator)
-        weights = _weight_folders(arguments.model, arguments.cache, directory)
+        weights = _weight_folders(arguments.model, arguments.cache, cache_limit_bytes, directory)
+        is_encrypted = _is_encrypted(arguments.token, directory)
+        if not (is_encrypted or arguments.allow_plaintext):
+            _check_loopback({"--join": coordinator.host, "--host": host, "--listen": listen[0] if listen else host})
         if arguments.token is not None:
             name = peer_name(arguments.name or socket.gethostname())
             asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
@@ -69,13 +78,31 @@ def run_peer(arguments: argparse.Namespace) -> int:
     return os.execv(command[0], command)
 
 
-def _weight_folders(model: str | None, cache: Path | None, state: Path) -> WeightFolders:
+def _weight_folders(
+    model: str | None, cache: Path | None, cache_limit_bytes: int | None, state: Path
+) -> WeightFolders:
     """Where weights come from, or go to. Raises ModelNotFound or ClusterStateError."""
     return WeightFolders(
         copy=None if model is None else str(resolve(model).absolute()),
         cache=str((default_cache_dir() if cache is None else cache.expanduser()).absolute()),
         hashes=str((state / "hashes").absolute()),
+        cache_limit_bytes=cache_limit_bytes,
     )
+
+
+def _is_encrypted(token: str | None, directory: Path) -> bool:
+    """Whether to speak TLS: as the token says, or the one did that was joined with. Raises JoinRefused."""
+    return read_encryption(directory) if token is None else JoinToken.parse(token).is_encrypted
+
+
+def _check_loopback(hosts: dict[str, str]) -> None:
+    """Of a peer without encryption. Raises InvalidSettings."""
+    for flag, host in hosts.items():
+        if not is_loopback(host):
+            raise InvalidSettings(
+                f"{flag} {host}: this coordinator does not encrypt (network.encryption: false), so anyone on the "
+                "way could read and change prompts and answers: use 127.0.0.1, or insist with --allow-plaintext"
+            )
 
 
 async def _join(coordinator: Address, token: str, name: str, hosts: list[str], directory: Path) -> None:
@@ -98,6 +125,14 @@ def parse_address(flag: str, text: str) -> tuple[str, int]:
     if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
         raise InvalidSettings(f"{flag} must be HOST:PORT, such as gpu-1:5555, not {text!r}")
     return host.strip("[]"), int(port)
+
+
+def _parse_size(flag: str, text: str) -> int:
+    """An amount that a flag gives. Raises InvalidSettings."""
+    try:
+        return parse_byte_size(text)
+    except ValueError as error:
+        raise InvalidSettings(f"{flag} {error}") from None
 
 
 def own_address(coordinator: Address) -> str:

@@ -15,6 +15,7 @@ from distllm.engine.dtypes import resolve_dtype
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.loading import load_config
 from distllm.engine.pipeline.coordinator.desk import Desk
+from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.holders import Holders
 from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
@@ -31,6 +32,8 @@ from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
 from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
+from distllm.engine.pipeline.security.encryption import write_encryption
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.state_dir import make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
@@ -116,11 +119,12 @@ async def _coordinate(
 ) -> None:
     state_dir, now = Path(settings.state_dir), datetime.now(UTC)
     authority = ClusterAuthority.open(state_dir, now)
-    members, events, whole = Members(), EventLog(), model.whole
+    event_file = EventFile(state_dir)
+    members, events, whole = Members(), EventLog(event_file.read()), model.whole
     survey = Survey(members, model)
     placer = Placer(members, survey, whole, settings)
     routes = Routes(members, survey, settings.compression)
-    pipeline = Pipeline(members, whole, placer, routes, settings.silence_s, events)
+    pipeline = Pipeline(members, whole, model.vocab_size, placer, routes, settings, events)
     relay = Relay(members, pipeline.relayed_to, settings.max_message_bytes)
     observer = Observer(members, pipeline, whole, placer.num_needed, events)
     tokens = TokenStore(state_dir, authority.fingerprint)
@@ -129,13 +133,13 @@ async def _coordinate(
         authority,
         tokens,
         members,
-        settings.max_peers,
-        settings.beat_s,
+        settings,
         pipeline.take_result,
         on_loading,
         survey.take,
         relay.take_receipt,
         events,
+        RemovedPeers(state_dir),
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
     posts = {
@@ -144,11 +148,21 @@ async def _coordinate(
         **relay.posts,
         PROBE_PATH: answer_probe(settings.max_message_bytes),
     }
-    app = reception.app(settings.max_message_bytes, posts)
-    desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator")
+    is_encrypted = settings.is_encrypted
+    app = reception.app(posts)
+    desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator", is_encrypted=is_encrypted)
     port = await desk.open()
+    write_encryption(state_dir, is_encrypted=is_encrypted)
+    if not is_encrypted:
+        logger.warning("connections are not encrypted: who can listen can read and change everything")
     logger.info("peers may join at %s:%d", settings.host, port)
-    running = asyncio.gather(pipeline.run(), survey.run(), placer.run(pipeline.present), desk.keep_certificate())
+    running = asyncio.gather(
+        pipeline.run(),
+        survey.run(),
+        placer.run(pipeline.present),
+        desk.keep_certificate(),
+        events.keep(event_file),
+    )
     async with observer.reporting(on_cluster):
         while not (running.done() or pipeline.ready.done()):
             if placer.seats(pipeline.present().peer_ids) is None:

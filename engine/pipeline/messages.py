@@ -7,6 +7,7 @@ import msgspec
 from distllm.engine.config import DtypeName, KvCacheDtypeName
 from distllm.engine.interface import ExecutorInfo, StepOutput
 from distllm.engine.pipeline.delivery import Status
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.pipeline.wire.codec_choice import CodecCost
@@ -79,10 +80,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds."""
+    """The coordinator's first words on every link: how often it wants to hear of a peer, in seconds.
+
+    `patience` is for the calls that the peer makes, those of `removed` peers are not to be answered.
+    """
 
     version: int
     beat_s: float
+    patience: Patience = USUAL
+    removed: frozenset[str] = frozenset()
 
 
 class Load(Message, frozen=True, kw_only=True):
@@ -126,6 +132,12 @@ class ProbeLinks(Message, frozen=True, kw_only=True):
 
     to_coordinator: bool
     to_peers: tuple[Endpoint, ...]
+
+
+class Removed(Message, frozen=True, kw_only=True):
+    """Answer no calls of these, which were put out of the cluster."""
+
+    peer_ids: frozenset[str]
 
 
 class Dismiss(Message, frozen=True, kw_only=True):
@@ -255,7 +267,7 @@ class Probed(Message, frozen=True, kw_only=True):
     unreachable: dict[str, str]
 
 
-ToPeer = Welcome | Load | Keep | Fence | Measure | ProbeLinks | Dismiss
+ToPeer = Welcome | Load | Keep | Fence | Measure | ProbeLinks | Removed | Dismiss
 ToCoordinator = (
     Hello
     | Beat

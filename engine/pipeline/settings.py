@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.placement.plan import Objective
 from distllm.engine.pipeline.wire.codec_names import Compression
 
@@ -13,7 +14,8 @@ class ClusterSettings:
     A model is divided over `num_stages` peers, or over as many as serve `objective` best, of the load that is
     expected; any others wait to take the place of one that fails. It is served once `min_peers` are here.
     `state_dir` holds the cluster's authority, its tokens and its plan. A peer that is silent for `silence_s` counts
-    as lost. Activations travel in `compression`; `auto` may choose one that loses precision.
+    as lost. `patience` is for all other calls but steps, which are repeated for as long as they are wanted.
+    Activations travel in `compression`; `auto` may choose one that loses precision.
     """
 
     host: str
@@ -27,8 +29,10 @@ class ClusterSettings:
     min_peers: int = 1
     max_peers: int = 16
     beat_s: float = 0.25
+    patience: Patience = USUAL
     max_message_bytes: int = 64 << 20
     compression: Compression = "none"
+    is_encrypted: bool = True
 
     @property
     def silence_s(self) -> float:

@@ -45,6 +45,16 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="folder of weights that were sent (default: ~/.cache/distllm/weights)",
     )
+    peer.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        help="such as 50GiB: models there that were not served for longest make way for others (default: none do)",
+    )
+    peer.add_argument(
+        "--allow-plaintext",
+        action="store_true",
+        help="join a coordinator without encryption beyond this machine",
+    )
     peer.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where layers run")
     peer.add_argument(
         "--num-threads", type=int, metavar="N", help="threads of the CPU kernels (default: one a core)"

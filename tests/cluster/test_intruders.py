@@ -21,14 +21,17 @@ from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hell
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
-from distllm.engine.pipeline.security.identity import PeerIdentity
+from distllm.engine.pipeline.security.identity import PeerIdentity, PendingIdentity
+from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
-from distllm.engine.pipeline.security.peer_id import COORDINATOR
+from distllm.engine.pipeline.security.peer_id import COORDINATOR, PeerId
 from distllm.engine.pipeline.transport.client import Address, Http2Client
 from distllm.engine.pipeline.wire.frame import encode_frame
 from tests.cluster.conftest import MODEL, asks, have
 
 NUM_FLIPS = 200
+VERSION_OFFSET = 2
+"""Of a frame's version, whatever that is."""
 LIFETIME = timedelta(hours=1)
 TIMEOUT_S = 10.0
 
@@ -62,6 +65,12 @@ async def connected(address: Address, identity: PeerIdentity) -> AsyncIterator[H
         yield client
     finally:
         await client.close()
+
+
+def places(cluster: Cluster) -> list[tuple[Address, str]]:
+    """Where the coordinator and the stages take frames."""
+    stages = [(cluster.address_of(stage), "/v1/step") for stage in cluster.stages]
+    return [(coordinator(cluster), "/v1/report"), *stages]
 
 
 def control(message: msgspec.Struct) -> bytes:
@@ -110,9 +119,58 @@ async def test_a_peer_of_another_protocol_version_is_told_both_versions(
     async with connected(coordinator(cluster), stranger) as client:
         status, reason = await client.post("/v1/report", control(hello), TIMEOUT_S)
     assert status == 400
-    assert reason.decode() == (
-        f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {PROTOCOL_VERSION + 1}"
+    said = f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {PROTOCOL_VERSION + 1}"
+    assert reason.decode() == said
+    assert f"{stranger.peer_id} was refused: {said}" in cluster.log()
+
+
+def test_a_peer_whose_certificate_has_expired_is_told_so_and_ends(cluster: Cluster, tmp_path: Path) -> None:
+    then = datetime.now(UTC) - timedelta(hours=2)
+    authority = ClusterAuthority.open(cluster.state_dir, datetime.now(UTC))
+    pending = PendingIdentity.make()
+    certificate_pem = authority.issue(pending.csr_pem, PeerId("late-0001"), [LOOPBACK], then, LIFETIME)
+    IdentityFiles.keep(pending.accept(certificate_pem, authority.certificate_pem, then), tmp_path / "late")
+    words = ["peer", "--join", f"{LOOPBACK}:{cluster.port}", "--state", str(tmp_path / "late")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "distllm.server", *words], capture_output=True, text=True, timeout=120
     )
+    assert ended.returncode == 1
+    assert "this peer left the cluster: its certificate expired at" in ended.stderr
+    assert "late-0001 was refused: its certificate has expired" in cluster.log()
+
+
+async def test_a_message_that_is_too_large_is_refused_by_all(cluster: Cluster, stranger: PeerIdentity) -> None:
+    body = bytes((64 << 20) + 1)
+    for address, path in places(cluster):
+        async with connected(address, stranger) as client:
+            status, reason = await client.post(path, body, 6 * TIMEOUT_S)
+            assert (status, reason.decode()) == (
+                413,
+                "the message is larger than network.max_message_size_mb allows: 64 MiB",
+            )
+
+
+async def test_a_step_with_any_bit_flipped_is_refused_by_a_stage(cluster: Cluster, stranger: PeerIdentity) -> None:
+    frame = step_frame(epoch=1, number=1)
+    chosen = random.Random(1).sample(range(8 * len(frame)), min(NUM_FLIPS, 8 * len(frame)))
+    async with connected(cluster.address_of(cluster.stages[1]), stranger) as client:
+        for number in chosen:
+            damaged = bytearray(frame)
+            damaged[number // 8] ^= 1 << number % 8
+            status, reason = await client.post("/v1/step", bytes(damaged), TIMEOUT_S)
+            assert (status, bool(reason)) == (400, True), f"bit {number}: {status} {reason.decode()}"
+        for body in (b"", frame[:-1], frame + b"\0", frame * 2):
+            status, reason = await client.post("/v1/step", body, TIMEOUT_S)
+            assert (status, bool(reason)) == (400, True)
+
+
+async def test_a_frame_of_another_wire_version_is_told_so_by_all(cluster: Cluster, stranger: PeerIdentity) -> None:
+    for address, path in places(cluster):
+        frame = bytearray(control(Beat(boot="x", busy_s=0.0)))
+        frame[VERSION_OFFSET] += 1
+        async with connected(address, stranger) as client:
+            status, reason = await client.post(path, bytes(frame), TIMEOUT_S)
+            assert (status, b"version" in reason) == (400, True), reason.decode()
 
 
 async def test_a_frame_with_any_bit_flipped_is_refused_with_a_reason(
@@ -163,8 +221,11 @@ async def search_epoch(client: Http2Client) -> tuple[Status, int]:
 
 
 async def offer_step(client: Http2Client, epoch: int, number: int = 0) -> Status:
+    status, _ = await client.post("/v1/step", step_frame(epoch, number), TIMEOUT_S)
+    return Status(status)
+
+
+def step_frame(epoch: int, number: int) -> bytes:
     step = msgspec.Raw(msgspec.msgpack.encode(StepInput(0, [])))
     header = StepHeader(epoch=epoch, number=number, first_stage=0, last_stage=1, is_rebuild=False, step=step)
-    frame = b"".join(encode_frame(STEP, header, [torch.zeros(0)]))
-    status, _ = await client.post("/v1/step", frame, TIMEOUT_S)
-    return Status(status)
+    return b"".join(encode_frame(STEP, header, [torch.zeros(0)]))

@@ -1,4 +1,4 @@
-"""Where the coordinator listens, with a certificate that is made anew before it expires."""
+"""Where the coordinator listens, with a certificate that is made anew before it expires, or in plaintext."""
 
 import asyncio
 import logging
@@ -26,6 +26,8 @@ class Desk:
         directory: Path,
         lifetime: timedelta = CERTIFICATE_LIFETIME,
         check_s: float = 60.0,
+        *,
+        is_encrypted: bool = True,
     ) -> None:
         self._app = app
         self._host, self._port = host, port
@@ -33,13 +35,16 @@ class Desk:
         self._directory = directory
         self._lifetime = lifetime
         self._check_s = check_s
+        self._is_encrypted = is_encrypted
         self._identity: PeerIdentity | None = None
         self._server: Http2Server | None = None
 
     async def open(self) -> int:
         """The port. Raises OSError where it cannot be had."""
-        self._identity = self._authority.issue_own([], datetime.now(UTC), self._lifetime)
-        files = IdentityFiles.keep(self._identity, self._directory)
+        files = None
+        if self._is_encrypted:
+            self._identity = self._authority.issue_own([], datetime.now(UTC), self._lifetime)
+            files = IdentityFiles.keep(self._identity, self._directory)
         self._server = Http2Server(self._app, self._host, self._port, files, admits_strangers=True)
         self._port = await self._server.start()
         return self._port
@@ -49,10 +54,10 @@ class Desk:
             await self._server.close()
 
     async def keep_certificate(self) -> None:
-        """Renew it in time, for ever. Peers come back at once to a server that was opened anew."""
-        assert self._identity is not None
-        while True:
+        """Renew it in time, where there is one. Peers come back at once to a server that was opened anew."""
+        while self._is_encrypted:
             await asyncio.sleep(self._check_s)
+            assert self._identity is not None
             if self._identity.needs_renewal(datetime.now(UTC)):
                 await self.close()
                 await self.open()

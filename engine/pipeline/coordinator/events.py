@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Iterable
 
+from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent, EventKind
 
 _MAX_EVENTS = 100
@@ -12,11 +14,12 @@ _MAX_TEXT_LEN = 300
 
 
 class EventLog:
-    """The latest events. Belongs to one event loop."""
+    """The latest events, after `earlier` ones, the oldest first. Belongs to one event loop."""
 
-    def __init__(self) -> None:
-        self._events: deque[ClusterEvent] = deque(maxlen=_MAX_EVENTS)
+    def __init__(self, earlier: Iterable[ClusterEvent] = ()) -> None:
+        self._events: deque[ClusterEvent] = deque(earlier, maxlen=_MAX_EVENTS)
         self._has_news = asyncio.Event()
+        self._has_unwritten = asyncio.Event()
         self.recoveries_total = 0
         self.recovery_s_total = 0.0
         self.last_recovery_s: float | None = None
@@ -41,9 +44,18 @@ class EventLog:
             await asyncio.wait_for(self._has_news.wait(), timeout_s)
         self._has_news.clear()
 
+    async def keep(self, file: EventFile, pause_s: float = 1.0) -> None:
+        """Write all of them whenever some have come, for ever, with pauses: strangers can cause events."""
+        while True:
+            await self._has_unwritten.wait()
+            self._has_unwritten.clear()
+            await asyncio.to_thread(file.write, list(self._events))
+            await asyncio.sleep(pause_s)
+
     def _add(self, event: ClusterEvent) -> None:
         self._events.append(event)
         self._has_news.set()
+        self._has_unwritten.set()
 
 
 def printable(text: str) -> str:

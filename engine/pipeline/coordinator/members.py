@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 from distllm.engine.interface import ExecutorInfo
+from distllm.engine.pipeline.coordinator.refusals import Refusals
+from distllm.engine.pipeline.coordinator.standing import Standing
 from distllm.engine.pipeline.coordinator.workload import Workload
-from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load, StageConfig, ToPeer
+from distllm.engine.pipeline.messages import CONTROL, Beat, Dismiss, Endpoint, Keep, Load, StageConfig, ToPeer
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.transport.bulk import is_bulk
 from distllm.engine.pipeline.wire.frame import encode_frame
-
-_FORGIVEN_S = 5.0
 
 
 @dataclass(slots=True)
@@ -21,7 +21,8 @@ class Member:
     """A peer, as the coordinator knows it. `outbound` is its link, None while there is none.
 
     It has had `num_links`. `bulk` is beside the link, for what messages must not wait for.
-    `loaded` are the stages that this boot of it has in memory, `refused` those that it cannot have, and why.
+    `loaded` are the stages that this boot of it has in memory, `refusals` those that it cannot have. `asked` is the
+    memory that was free when it was asked for a stage.
     """
 
     peer_id: PeerId
@@ -35,20 +36,18 @@ class Member:
     busy_s: float = 0.0
     workload: Workload = field(default_factory=Workload)
     loaded: dict[StageConfig, ExecutorInfo] = field(default_factory=dict)
-    refused: dict[StageConfig, str] = field(default_factory=dict)
-    asked: set[StageConfig] = field(default_factory=set)
+    refusals: Refusals = field(default_factory=Refusals)
+    asked: dict[StageConfig, int] = field(default_factory=dict)
     fenced: int = -1
-    _trouble: tuple[float, str] | None = None
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def trouble(self) -> str | None:
         """Why it is no use at present; forgiven after a while."""
-        if self._trouble is None or time.monotonic() > self._trouble[0] + _FORGIVEN_S:
-            return None
-        return self._trouble[1]
+        return self.standing.trouble
 
     def blame(self, reason: str) -> None:
-        self._trouble = (time.monotonic(), reason)
+        self.standing.blame(reason)
 
     @property
     def is_connected(self) -> bool:
@@ -61,16 +60,21 @@ class Member:
     def send(self, message: ToPeer) -> None:
         self.send_frame(b"".join(encode_frame(CONTROL, message)))
 
-    def ask(self, message: Load) -> None:
-        """Have a stage loaded; the answer is in `loaded` or `refused` one day."""
-        self.asked.add(message.config)
-        self.send(message)
+    def have_loaded(self, config: StageConfig) -> None:
+        """Ask for a stage, unless it was asked or refused it; the answer is in `loaded` or `refusals` one day."""
+        if config not in self.asked and self.refusals.reason(config) is None:
+            self.asked[config] = self.free_bytes
+            self.send(Load(config=config))
+
+    def refuse(self, config: StageConfig, reason: str) -> None:
+        """The peer cannot load a stage. It is asked again where that may have changed."""
+        self.refusals.note(config, reason, self.asked.pop(config, self.free_bytes))
 
     def keep(self, configs: list[StageConfig]) -> None:
         """Have all other stages forgotten."""
         if self.loaded.keys() - set(configs):
             self.loaded = {config: info for config, info in self.loaded.items() if config in configs}
-            self.asked &= set(configs)
+            self.asked = {config: free for config, free in self.asked.items() if config in configs}
             self.send(Keep(configs=configs))
 
     def send_frame(self, frame: bytes) -> None:
@@ -107,20 +111,27 @@ class Member:
                 outbound.put_nowait(None)
         self.outbound = self.bulk = self.endpoint = None
 
+    def dismiss(self, reason: str) -> None:
+        """Have it leave the cluster, and end its link."""
+        self.send(Dismiss(reason=reason))
+        self.end_link()
+
     def begin_boot(self, boot: str, endpoint: Endpoint, free_bytes: int) -> None:
         """The peer said hello. What it had before it was started anew is gone."""
         if boot != self.boot:
-            self.boot, self.fenced, self._trouble = boot, -1, None
+            self.boot, self.fenced, self.standing = boot, -1, Standing()
             self.workload = Workload()
             self.loaded.clear()
-            self.refused.clear()
-        self.asked = set(self.loaded)  # what it was asked for on another link, it may not have heard
+            self.refusals = Refusals()
+        # What it was asked for on another link, it may not have heard.
+        self.asked = dict.fromkeys(self.loaded, free_bytes)
         self.endpoint, self.free_bytes = endpoint, free_bytes
 
     def take_beat(self, beat: Beat) -> None:
         self.busy_s = beat.busy_s
         if beat.free_bytes is not None:
             self.free_bytes = beat.free_bytes
+            self.refusals.note_free(beat.free_bytes)
         if beat.boot == self.boot:
             self.workload.note(beat.work, beat.round_trip_s)
 

@@ -27,6 +27,7 @@ class ModelSample:
     """
 
     whole: StageConfig
+    vocab_size: int
     sizes: ModelSizes
     kv_token_bytes: int
     activation_bytes: int
@@ -41,6 +42,7 @@ def sample_model(config: EngineConfig, whole: StageConfig) -> ModelSample:
     vocab_size = int(stored.text_config["vocab_size"])
     return ModelSample(
         whole=whole,
+        vocab_size=vocab_size,
         sizes=_sizes(numbers),
         kv_token_bytes=max(numbers.kv_token_bytes),
         activation_bytes=activation_bytes(whole.max_num_batched_tokens, vocab_size, numbers.width),

@@ -13,22 +13,23 @@ from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
+from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
 from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.waiting import why_waiting
 from distllm.engine.pipeline.delivery import Status
-from distllm.engine.pipeline.messages import STEP, Load, Result, StageConfig, StepHeader
+from distllm.engine.pipeline.messages import STEP, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.frame import encode_frame
 
 logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 0.05
 """How often stages are looked after."""
-_FENCE_TIMEOUT_S = 30.0
 _RETRY_S = 1.0
 _LOADING_SILENCE_S = 10.0
 
@@ -40,14 +41,17 @@ class Pipeline:
         self,
         members: Members,
         whole: StageConfig,
+        vocab_size: int,
         placer: Placer,
         routes: Routes,
-        silence_s: float,
+        settings: ClusterSettings,
         events: EventLog,
     ) -> None:
         self._members = members
         self._whole = whole
-        self._silence_s = silence_s
+        self._vocab_size = vocab_size
+        self._silence_s = settings.silence_s
+        self._timeout_s = settings.patience.timeout_s
         self._placer = placer
         self._find_routes = routes.of
         self._events = events
@@ -100,12 +104,23 @@ class Pipeline:
         else:
             self._unsent += numbered
 
-    def take_result(self, sender: PeerId, result: Result) -> None:
-        """Results are the last stage's to give, and nobody else's."""
+    def take_result(self, sender: PeerId, result: Result) -> str | None:
+        """Results are the last stage's to give, and nobody else's. What is wrong with one that cannot be.
+
+        Its sender is lost with that: the step is computed again.
+        """
         if self._log is None or sender != self._stages[-1].peer_id:
-            return
+            return None
+        numbered = self._log.awaited(result.epoch, result.number)
+        if numbered is None:
+            return None
+        if not numbered.is_rebuild and (fault := find_fault(numbered.step, result.output, self._vocab_size)):
+            self._members[sender].blame(f"it {fault}")
+            self._members.changed.set()
+            return fault
         for commit in self._log.commit(result.epoch, result.number, result.output):
             self._futures.pop(commit.step.step_id).set_result(commit.output)
+        return None
 
     def relayed_to(self, sender: PeerId, epoch: int) -> PeerId | Status:
         """To whom the steps of a stage are to be relayed, or why they are not."""
@@ -142,11 +157,16 @@ class Pipeline:
 
     async def _seat(self) -> list[Stage]:
         """Stages whose peers are here and have loaded them."""
+        tried: set[Seat] = set()
         while True:
+            for seat in tried:
+                if (reason := self._refusal(seat)) is not None:
+                    self._members[PeerId(str(seat.peer))].blame(reason)  # for as long as it is believed
             seats = self._seats()
             if seats is not None and (stages := self._loaded(seats)) is not None:
                 self._waiting = None
                 return stages
+            tried.update(seats or ())
             num_needed = 1 if self._stages else self._placer.num_needed
             self._waiting = why_waiting(
                 self._members.connected(), len(self._present()), num_needed, seats, self._placer.waits_for
@@ -165,15 +185,22 @@ class Pipeline:
         return seats or self._placer.seats(present)
 
     def _present(self) -> tuple[str, ...]:
-        """Who may get a seat, in the order in which they joined."""
-        return tuple(member.peer_id for member in self._members.connected() if self._is_fit(member))
+        """Who may get a seat, in the order in which they joined; those in trouble where others are too few."""
+        here = [member for member in self._members.connected() if self._is_heard(member)]
+        fit = [member for member in here if member.trouble is None]
+        if len(fit) < (len(self._stages) or self._placer.num_needed):
+            fit = [member for member in here if member.trouble is None or self._may_be_needed(member)]
+        return tuple(member.peer_id for member in fit)
+
+    def _may_be_needed(self, member: Member) -> bool:
+        return member.standing.may_be_needed and member.silent_s <= self._silence_s
 
     def _kept_seats(self) -> list[Seat]:
         return [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
 
-    def _is_fit(self, member: Member) -> bool:
-        """Whether a peer may get a seat. One that loads is slow to answer."""
-        return member.trouble is None and member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
+    def _is_heard(self, member: Member) -> bool:
+        """One that loads is slow to answer."""
+        return member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
 
     def _has_loaded(self, peer: str, layers: tuple[int, int]) -> bool:
         return self._config(layers) in self._members[PeerId(peer)].loaded
@@ -205,11 +232,8 @@ class Pipeline:
             config = self._fitting_config(seat)
             if config in member.loaded:
                 stages.append(Stage(config, member.peer_id, member.boot, member.loaded[config]))
-            elif config not in member.asked:
-                member.ask(Load(config=config))
-            if config in member.refused:
-                member.blame(member.refused[config])
-                self._placer.reject(seats)
+            else:
+                member.have_loaded(config)
         return stages if len(stages) == len(seats) and self._agree(stages) else None
 
     def _agree(self, stages: list[Stage]) -> bool:
@@ -228,11 +252,16 @@ class Pipeline:
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
         self._stages, self._routes = stages, self._find_routes(stages)
+        for stage in stages:
+            self._members[stage.peer_id].standing.forgive()
         self._fence()
         links = self._links()
-        give_up_s = time.monotonic() + _FENCE_TIMEOUT_S
-        while not all(self._members[stage.peer_id].fenced >= self._log.epoch for stage in stages):
-            if self._blame_lost() or self._changed_routes() or time.monotonic() > give_up_s:
+        give_up_s = time.monotonic() + self._timeout_s
+        while late := [it.peer_id for it in stages if self._members[it.peer_id].fenced < self._log.epoch]:
+            if time.monotonic() > give_up_s:
+                for peer_id in late:
+                    self._members[peer_id].blame(f"it did not begin an epoch within {self._timeout_s:g} s")
+            if self._blame_lost() or self._changed_routes():
                 return False
             if self._links() != links:  # a fence may be lost with the link that it was sent down
                 return False
@@ -302,11 +331,13 @@ class Pipeline:
         seats, present = self._placer.better, self._present()
         if seats is None or seats == self._kept_seats() or not all(seat.peer in present for seat in seats):
             return None
-        refused = any(self._config(seat.layers) in self._members[PeerId(str(seat.peer))].refused for seat in seats)
-        if refused:  # which is no fault of what its peers serve now
-            self._placer.reject(seats)
+        if any(self._refusal(seat) for seat in seats):  # which is no fault of what its peers serve now
             return None
         return seats if self._loaded(seats) is not None else None
+
+    def _refusal(self, seat: Seat) -> str | None:
+        """Why the peer of a seat cannot load its layers."""
+        return self._members[PeerId(str(seat.peer))].refusals.reason(self._config(seat.layers))
 
     def _blame_lost(self) -> bool:
         """Whether a stage is lost. Its peer does not get its seat again at once."""
@@ -342,8 +373,7 @@ class Pipeline:
         for member in self._members.connected():
             if member.peer_id not in seated:
                 for config in self._configs():
-                    if config not in member.asked:
-                        member.ask(Load(config=config))
+                    member.have_loaded(config)
 
     def _configs(self) -> list[StageConfig]:
         """The stages as a peer would have to load them that takes the place of another."""

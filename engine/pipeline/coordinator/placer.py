@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distllm.engine.interface import BLOCK_SIZE
-from distllm.engine.pipeline.coordinator.division import Seat, divide_evenly, plan_of, seats_of
+from distllm.engine.pipeline.coordinator.division import Layers, Seat, divide_evenly, plan_of, seats_of
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import StageConfig
@@ -50,9 +50,10 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class _Situation:
-    """All that a plan follows from."""
+    """All that a plan follows from. `refused` are layers that peers could not load a moment ago, and why."""
 
     present: Present
+    refused: dict[tuple[str, Layers], str]
     cluster: Cluster
     workload: Workload
     num_stages: int | None
@@ -78,7 +79,6 @@ class Placer:
         self._whole = whole
         self._settings = settings
         self._patience_s = patience_s
-        self._rejected: set[tuple[Seat, ...]] = set()
         self._seats: dict[tuple[str, ...], list[Seat]] = {}
         self._impatient_s: float | None = None
         self._last: _Situation | None = None
@@ -95,12 +95,6 @@ class Placer:
     def seats(self, peer_ids: tuple[str, ...]) -> list[Seat] | None:
         """Stages for just these peers; None while that is not known, or there is nothing that would do."""
         return self._seats.get(peer_ids)
-
-    def reject(self, seats: Sequence[Seat]) -> None:
-        """Never propose these again: a peer could not load its layers."""
-        self._rejected.add(tuple(seats))
-        self._seats = {peer_ids: kept for peer_ids, kept in self._seats.items() if kept != list(seats)}
-        self.better = self._last = None
 
     async def run(self, look: Callable[[], Present]) -> None:
         """Plan anew whenever something changes that matters to a plan, for ever."""
@@ -144,7 +138,15 @@ class Placer:
             wanted = min(wanted, len(present.peer_ids)) or None
         is_settled = bool(present.serving) or self._is_settled(present)
         cluster = self._survey.cluster(present.peer_ids)
-        return _Situation(present, cluster, self._workload(present), wanted, is_settled)
+        return _Situation(present, self._refused(present), cluster, self._workload(present), wanted, is_settled)
+
+    def _refused(self, present: Present) -> dict[tuple[str, Layers], str]:
+        return {
+            (member.peer_id, (config.begin, config.end)): reason
+            for member in self._members.connected()
+            if member.peer_id in present.peer_ids
+            for config, reason in member.refusals.believed()
+        }
 
     def _is_settled(self, present: Present) -> bool:
         """Whether enough peers are here, and all of them are measured, or that takes too long."""
@@ -197,7 +199,7 @@ class Placer:
     def _chosen(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
         """What to serve with where nothing is served, or too few peers take part."""
         objective = self._settings.objective
-        if isinstance(result, Found) and tuple(seats_of(result.plan)) not in self._rejected:
+        if isinstance(result, Found) and not _is_refused(situation, seats_of(result.plan)):
             logger.info("the best plan for %s: %s", objective, _in_words(result.prediction))
             return seats_of(result.plan)
         if isinstance(result, NothingFits):
@@ -212,7 +214,11 @@ class Placer:
         logger.warning("dividing the model evenly over %d peers, as %s", num_stages, reason)
         layers = divide_evenly(self._whole.num_layers, num_stages)
         seats = [Seat(span, peer_id) for span, peer_id in zip(layers, peer_ids, strict=False)]
-        return None if tuple(seats) in self._rejected else seats
+        if not _is_refused(situation, seats):
+            return seats
+        reasons = "; ".join(f"{peer}: {reason}" for (peer, _), reason in situation.refused.items())
+        self.waits_for = f"peers that could not load their layers to try again: {reasons}"
+        return None
 
     def _worthwhile(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
         """A plan to change to from the one that serves."""
@@ -223,7 +229,7 @@ class Placer:
         if served is None or not isinstance(result, Found):
             return None
         seats = seats_of(result.plan)
-        if seats == list(present.serving) or tuple(seats) in self._rejected:
+        if seats == list(present.serving) or _is_refused(situation, seats):
             return None
         if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective):
             return None
@@ -242,6 +248,10 @@ class Placer:
             served=_served(situation),
             unmeasured=self._survey.unmeasured(),
         )
+
+
+def _is_refused(situation: _Situation, seats: Sequence[Seat]) -> bool:
+    return any((str(seat.peer), seat.layers) in situation.refused for seat in seats)
 
 
 def _served(situation: _Situation) -> Prediction | None:

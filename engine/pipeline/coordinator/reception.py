@@ -27,19 +27,26 @@ from distllm.engine.pipeline.messages import (
     MeasureFailed,
     Probed,
     Received,
+    Removed,
     Result,
     ToCoordinator,
     Welcome,
 )
+from distllm.engine.pipeline.peer.expiry import EXPIRED_PATH
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
+from distllm.engine.pipeline.peer.mismatch import MISMATCH_PATH, explain_mismatch
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.host import InvalidHost
 from distllm.engine.pipeline.security.join_token import JoinRefused
-from distllm.engine.pipeline.security.peer_id import InvalidPeerId, PeerId, parse_peer_id
+from distllm.engine.pipeline.security.peer_id import COORDINATOR, InvalidPeerId, PeerId, parse_peer_id
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.signing_request import InvalidSigningRequest
+from distllm.engine.pipeline.security.state_dir import ClusterStateError
+from distllm.engine.pipeline.security.ticket import TicketCheck
 from distllm.engine.pipeline.security.token_store import TokenStore
-from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply
+from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply, certified_caller, ticketed_caller
 from distllm.engine.pipeline.wire.frame import decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 
@@ -51,7 +58,9 @@ _NUM_ID_DIGITS = 4
 
 
 class Reception:
-    """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress.
+    """Keeps `members` true to what peers say. `on_loading` takes progress.
+
+    `on_result` takes results, and says what is wrong with one that cannot be.
 
     `on_measured` takes what peers find out about themselves and their links, `on_received` acknowledgements.
     """
@@ -61,33 +70,49 @@ class Reception:
         authority: ClusterAuthority,
         tokens: TokenStore,
         members: Members,
-        max_peers: int,
-        beat_s: float,
-        on_result: Callable[[PeerId, Result], None],
+        settings: ClusterSettings,
+        on_result: Callable[[PeerId, Result], str | None],
         on_loading: Callable[[PeerId, Loading], None],
         on_measured: Callable[[Member, Measured | MeasureFailed | Probed | EdgeDown], None],
         on_received: Callable[[PeerId, Received], None],
         events: EventLog,
+        removed: RemovedPeers,
     ) -> None:
         self._authority = authority
         self._tokens = tokens
         self._members = members
-        self._max_peers = max_peers
-        self._beat_s = beat_s
+        self._settings = settings
         self._on_result = on_result
         self._on_loading = on_loading
         self._on_measured = on_measured
         self._on_received = on_received
         self._events = events
+        self._removed = removed
+        self._told_removed = removed.current()
 
-    def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
-        """With `other_posts` for callers that are known."""
+    def app(self, other_posts: Mapping[str, Post]) -> PeerApp:
+        """With `other_posts` for callers that are known. Without encryption these are known by their tickets."""
+        is_encrypted = self._settings.is_encrypted
+
+        async def note_mismatch(_: PeerId | None, __: bytes) -> Reply:
+            mistaken, setting = ("does not encrypt", "true") if is_encrypted else ("encrypts", "false")
+            logger.warning("a machine was refused that %s: network.encryption is %s", mistaken, setting)
+            return explain_mismatch(is_encrypted=is_encrypted)
+
+        tickets = ticketed_caller(TicketCheck(self._authority.certificate_pem, COORDINATOR))
         return PeerApp(
-            max_body_bytes,
+            self._settings.max_message_bytes,
             posts={"/v1/report": self._report, "/v1/renew": self._renew, **other_posts},
-            open_posts={"/v1/authority": self._tell_authority, "/v1/join": self._join},
+            open_posts={
+                "/v1/authority": self._tell_authority,
+                "/v1/join": self._join,
+                MISMATCH_PATH: note_mismatch,
+                EXPIRED_PATH: self._note_expired,
+            },
             streams={LINK_PATH: self._open_link, BULK_PATH: self._open_bulk},
             on_stream_end=self._close_link,
+            identify=certified_caller if is_encrypted else tickets,
+            is_removed=self._is_removed,
         )
 
     async def _tell_authority(self, _: PeerId | None, __: bytes) -> Reply:
@@ -97,7 +122,7 @@ class Reception:
         """A certificate for whoever brings a token. A request that is refused costs no token."""
         try:
             request = _decode_join.decode(body)
-            peer_id = parse_peer_id(f"{request.name}-{secrets.token_hex(_NUM_ID_DIGITS // 2)}")
+            peer_id = self._new_id(request.name)
             now = datetime.now(UTC)
             certificate = self._authority.issue(request.csr_pem, peer_id, request.hosts, now)
             await asyncio.to_thread(self._tokens.redeem, request.token, now)
@@ -111,6 +136,23 @@ class Reception:
         self._events.note("joined", f"as {request.name}", peer_id)
         return Reply(200, msgspec.msgpack.encode(JoinAnswer(certificate_pem=certificate)))
 
+    async def _note_expired(self, _: PeerId | None, body: bytes) -> Reply:
+        """A machine says which peer it was."""
+        try:
+            peer_id = parse_peer_id(body.decode(errors="replace"))
+        except InvalidPeerId as error:
+            return Reply.refusal(400, str(error))
+        logger.warning("%s was refused: its certificate has expired", peer_id)
+        self._events.note("refused", "its certificate has expired", peer_id)
+        return Reply()
+
+    def _new_id(self, name: str) -> PeerId:
+        """None of a peer that was put out. Raises InvalidPeerId."""
+        while True:
+            peer_id = parse_peer_id(f"{name}-{secrets.token_hex(_NUM_ID_DIGITS // 2)}")
+            if not self._is_removed(peer_id):
+                return peer_id
+
     async def _renew(self, caller: PeerId | None, body: bytes) -> Reply:
         assert caller is not None
         try:
@@ -123,7 +165,15 @@ class Reception:
     def _open_link(self, caller: PeerId) -> Outbound:
         member = self._members[caller]
         outbound = member.begin_link()
-        member.send(Welcome(version=PROTOCOL_VERSION, beat_s=self._beat_s))
+        settings = self._settings
+        member.send(
+            Welcome(
+                version=PROTOCOL_VERSION,
+                beat_s=settings.beat_s,
+                patience=settings.patience,
+                removed=self._told_removed,
+            )
+        )
         return outbound
 
     def _open_bulk(self, caller: PeerId) -> Outbound:
@@ -151,11 +201,33 @@ class Reception:
         member.heard_s = time.monotonic()
         return self._take(member, message)
 
+    def _is_removed(self, peer_id: PeerId) -> bool:
+        """Asked of every caller, so that whoever was put out is gone with the next beat of anybody."""
+        try:
+            removed = self._removed.current()
+        except ClusterStateError as error:
+            logger.error("nobody else is put out: %s", error)
+            removed = self._told_removed
+        if removed != self._told_removed:
+            self._told_removed = removed
+            self._put_out(removed)
+        return peer_id in removed
+
+    def _put_out(self, removed: frozenset[PeerId]) -> None:
+        for member in self._members.connected():
+            if member.peer_id in removed:
+                logger.warning("%s was put out of the cluster", member.peer_id)
+                self._events.note("gone", "it was put out of the cluster", member.peer_id)
+                member.dismiss("it was put out, with `distllm cluster remove` on the coordinator")
+            else:
+                member.send(Removed(peer_ids=removed))
+        self._members.changed.set()
+
     def _take(self, member: Member, message: ToCoordinator) -> Reply:
         match message:
             case Result():
-                self._on_result(member.peer_id, message)
-                return Reply()
+                fault = self._on_result(member.peer_id, message)
+                return Reply() if fault is None else Reply.refusal(400, f"a result cannot be: this peer {fault}")
             case Beat():
                 member.take_beat(message)
                 return Reply()
@@ -170,7 +242,7 @@ class Reception:
             case LoadFailed():
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
-                member.refused[message.config] = message.reason
+                member.refuse(message.config, message.reason)
             case Measured() | MeasureFailed() | Probed():
                 self._on_measured(member, message)
             case Fenced():
@@ -195,13 +267,14 @@ class Reception:
 
     def _greet(self, member: Member, hello: Hello) -> Reply:
         if hello.version != PROTOCOL_VERSION:
-            return Reply.refusal(
-                400, f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
-            )
+            reason = f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
+            logger.warning("%s was refused: %s", member.peer_id, reason)
+            self._events.note("refused", reason, member.peer_id)
+            return Reply.refusal(400, reason)
         others = [other for other in self._members.connected() if other is not member]
-        if len(others) >= self._max_peers:
-            self._events.note("refused", f"as many as {self._max_peers} peers are here", member.peer_id)
-            return Reply.refusal(403, f"coordinator.max_workers is {self._max_peers}, and as many peers are here")
+        if len(others) >= (max_peers := self._settings.max_peers):
+            self._events.note("refused", f"as many as {max_peers} peers are here", member.peer_id)
+            return Reply.refusal(403, f"coordinator.max_workers is {max_peers}, and as many peers are here")
         member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
         self._members.changed.set()
         logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)

@@ -5,6 +5,7 @@ and what comes twice is applied once.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Post, Reply
 from distllm.engine.pipeline.wire.frame import decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+
+logger = logging.getLogger("distllm.pipeline")
 
 _MAX_WAITING_BYTES = 64 << 20
 """For one addressee; a sender is told to try again later where there would be more."""
@@ -73,6 +76,7 @@ class Relay:
                 return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
             header = frame.header(_decode_header)
         except MalformedFrame as error:
+            logger.warning("%s sent what is no step: %s", caller, error)
             return Reply.refusal(400, str(error))
         status = await self._pass_on(caller, header, body)
         return Reply(status, b"" if status is Status.ACCEPTED else status.name.encode())

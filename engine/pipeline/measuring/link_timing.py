@@ -17,7 +17,6 @@ PROBE_PATH = "/v1/probe"
 _NUM_ROUND_TRIPS = 7
 _TRANSFER_BYTES = (16 << 10, 1 << 20)
 _MAX_BYTES = 4 << 20
-_TIMEOUT_S = 20.0
 _WANTED = struct.Struct(">I")
 
 
@@ -66,7 +65,7 @@ class LinkTimer:
         """Seconds until the answer is here."""
         body = _WANTED.pack(num_wanted) + bytes(num_sent)
         begin_s = perf_counter()
-        status, answer = await self.client.post(PROBE_PATH, body, _TIMEOUT_S)
+        status, answer = await self.client.post(PROBE_PATH, body, self.client.patience.timeout_s)
         if status != 200:
             raise Unreachable(f"{self.there} refuses probes: {answer.decode(errors='replace')}")
         return perf_counter() - begin_s

@@ -20,6 +20,7 @@ from distllm.engine.pipeline.messages import (
     ToPeer,
     Welcome,
 )
+from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.transport.client import Http2Client, Unreachable
 from distllm.engine.pipeline.wire.frame import Frame, encode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
@@ -29,13 +30,13 @@ logger = logging.getLogger("distllm.pipeline")
 
 _RECONNECT_S = (0.1, 5.0)  # the first pause, the longest
 _REPORT_PATH = "/v1/report"
-_HELLO_TIMEOUT_S = 10.0
 _decode_message = msgspec.msgpack.Decoder(ToPeer)
 
 
 class CoordinatorLink:
     """`run` it. `take_step` and `take_message` get what comes down, and may raise MalformedFrame.
 
+    `explain` says why `connect` fails where it knows, and raises JoinRefused where that can never succeed.
     `hello` and `beat` say what a peer tells of itself, the latter given how long the beat before took. Where the
     coordinator will not have this peer, `leave` is told why.
     """
@@ -43,6 +44,7 @@ class CoordinatorLink:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Http2Client]],
+        explain: Callable[[], Awaitable[str | None]],
         max_bytes: int,
         take_step: Callable[[Frame], None],
         take_message: Callable[[ToPeer], None],
@@ -51,6 +53,7 @@ class CoordinatorLink:
         leave: Callable[[str], None],
     ) -> None:
         self._connect = connect
+        self._explain = explain
         self._max_bytes = max_bytes
         self._take_step = take_step
         self._take_message = take_message
@@ -61,14 +64,19 @@ class CoordinatorLink:
         """For calls to the coordinator, while this peer is connected."""
 
     async def run(self) -> None:
-        """Stay connected, for ever."""
+        """Stay connected, for as long as the coordinator may have this peer."""
         pause_s, longest_s = _RECONNECT_S
         while True:
             try:
                 await self._follow()
                 pause_s = _RECONNECT_S[0]
             except (Unreachable, MalformedFrame) as error:
-                logger.warning("%s; trying again", error)
+                try:
+                    reason = await self._explain()
+                except JoinRefused as refusal:
+                    self._leave(str(refusal))
+                    return
+                logger.warning("%s; trying again", reason or error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_s)
 
@@ -77,8 +85,10 @@ class CoordinatorLink:
         uplink = self.uplink
         if uplink is None:
             return
-        with contextlib.suppress(Refused):
+        try:
             await deliver(uplink, _REPORT_PATH, _frame(message), lambda: uplink is self.uplink and is_wanted())
+        except Refused as refusal:
+            logger.error("the coordinator refused a report: %s", refusal)
 
     async def _follow(self) -> None:
         """Be connected until a connection breaks. Raises Unreachable or MalformedFrame."""
@@ -110,9 +120,8 @@ class CoordinatorLink:
                     self._take_step(frame)
                     continue
                 message = frame.header(_decode_message)
-                if not isinstance(message, Welcome):
-                    self._take_message(message)
-                elif not welcomed.done():
+                self._take_message(message)
+                if isinstance(message, Welcome) and not welcomed.done():
                     welcomed.set_result(message)
 
     async def _read_bulk(self, client: Http2Client, welcomed: "asyncio.Future[Welcome]") -> None:
@@ -122,8 +131,9 @@ class CoordinatorLink:
 
     async def _keep_beating(self, uplink: Http2Client, welcomed: "asyncio.Future[Welcome]") -> None:
         """Say hello, and that this peer runs, for ever."""
-        every_s = (await welcomed).beat_s
-        status, answer = await uplink.post(_REPORT_PATH, _frame(self._hello()), _HELLO_TIMEOUT_S)
+        welcome = await welcomed
+        every_s = welcome.beat_s
+        status, answer = await uplink.post(_REPORT_PATH, _frame(self._hello()), welcome.patience.timeout_s)
         if status != 200:
             self._leave(answer.decode(errors="replace"))
         round_trip_s: float | None = None

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
+from distllm.engine.pipeline.peer.mismatch import find_mismatch
+from distllm.engine.pipeline.security.encryption import write_encryption
 from distllm.engine.pipeline.security.identity import PeerIdentity, PendingIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
-from distllm.engine.pipeline.transport.client import Address, Http2Client, resolve
-
-_TIMEOUT_S = 15.0
+from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable, resolve
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,20 +32,26 @@ async def join(coordinator: Address, token_text: str, name: str, hosts: list[str
     """Join, and keep the identity in `directory`. Raises JoinRefused, Unreachable, InvalidIdentity or OSError."""
     token = JoinToken.parse(token_text)
     ip = await resolve(coordinator)
-    stranger = Http2Client(coordinator, ip, None, None)  # trusts nobody, and is told nothing but a certificate
+    encrypted = token.is_encrypted
+    stranger = Http2Client(coordinator, ip, None, None, is_encrypted=encrypted)  # trusts nobody, and says nothing
     try:
-        _, authority_pem = await stranger.post("/v1/authority", b"", _TIMEOUT_S)
+        _, authority_pem = await stranger.post("/v1/authority", b"", stranger.patience.timeout_s)
+    except Unreachable:
+        if (reason := await find_mismatch(coordinator, is_encrypted=encrypted)) is not None:
+            raise JoinRefused(reason) from None
+        raise
     finally:
         await stranger.close()
     token.check_authority(authority_pem)
     pending = PendingIdentity.make()
     request = JoinRequest(token=token_text, csr_pem=pending.csr_pem, name=name, hosts=hosts)
-    client = Http2Client(coordinator, ip, None, authority_pem)
+    client = Http2Client(coordinator, ip, None, authority_pem, is_encrypted=encrypted)
     try:
         answer = await _ask(client, "/v1/join", request)
     finally:
         await client.close()
     identity = pending.accept(answer.certificate_pem, authority_pem, datetime.now(UTC))
+    write_encryption(directory, is_encrypted=encrypted)
     IdentityFiles.keep(identity, directory)
     return identity
 
@@ -61,7 +67,7 @@ async def renew(client: Http2Client, identity: PeerIdentity, hosts: list[str], d
 
 
 async def _ask(client: Http2Client, path: str, request: JoinRequest) -> JoinAnswer:
-    status, answer = await client.post(path, msgspec.msgpack.encode(request), _TIMEOUT_S)
+    status, answer = await client.post(path, msgspec.msgpack.encode(request), client.patience.timeout_s)
     if status != 200:
         raise JoinRefused(answer.decode(errors="replace"))
     return msgspec.msgpack.decode(answer, type=JoinAnswer)

@@ -5,8 +5,6 @@ import logging
 import secrets
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +33,26 @@ from distllm.engine.pipeline.messages import (
     Loading,
     Measure,
     ProbeLinks,
+    Removed,
     Result,
     StageConfig,
     StepHeader,
     ToCoordinator,
     ToPeer,
+    Welcome,
 )
 from distllm.engine.pipeline.peer.coordinator_link import CoordinatorLink
 from distllm.engine.pipeline.peer.edge import STEP_PATH, Edges
-from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.loaded_stages import LoadedStages
+from distllm.engine.pipeline.peer.membership import Membership
 from distllm.engine.pipeline.peer.stage import Stage
 from distllm.engine.pipeline.peer.steps import Epoch, StepRunner
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.identity import InvalidIdentity
-from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.app import PeerApp, Reply
-from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
+from distllm.engine.pipeline.transport.app import Reply
+from distllm.engine.pipeline.transport.client import Address, Unreachable
 from distllm.engine.pipeline.transport.server import Http2Server
 from distllm.engine.pipeline.weights.folders import WeightFolders
 from distllm.engine.pipeline.weights.source import WeightSource
@@ -85,9 +84,7 @@ class Peer:
         max_message_bytes: int,
         renewal_check_s: float = 60.0,
     ) -> None:
-        self._coordinator = coordinator
-        self._directory = directory
-        self._identity = IdentityFiles.current(directory).read()
+        self._membership = Membership(coordinator, directory)
         self._renewal_check_s = renewal_check_s
         self._server: Http2Server | None = None
         self._here = here
@@ -97,12 +94,13 @@ class Peer:
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
-        self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
+        self._weights = StageWeights(weights, coordinator, self._membership.connect, self._loading)
         self._stages = LoadedStages(self._weights, here, self._loading)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
         self._surveyor = Surveyor(here, measure_free_bytes(self._device), directory / "measured", self._compute)
         self._link = CoordinatorLink(
-            partial(self._connect, coordinator),
+            self._membership.connect_to_coordinator,
+            self._membership.explain_unreachable,
             max_message_bytes,
             self._take_step_from_coordinator,
             self._take,
@@ -110,14 +108,14 @@ class Peer:
             self._beat,
             self._leave,
         )
-        self._edges = Edges(coordinator, self._connect)
+        self._edges = Edges(coordinator, self._membership.connect)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> str:
         """Serve until the coordinator dismisses this peer; why. Raises OSError where the port is taken."""
         await self._start_listening()
-        logger.info("peer %s listens on %s:%d", self._identity.peer_id, *self._listen)
+        logger.info("peer %s listens on %s:%d", self._membership.peer_id, *self._listen)
         self._begin(self._runner.run())
         self._begin(self._link.run())
         self._begin(self._keep_certificate())
@@ -133,10 +131,9 @@ class Peer:
     async def _start_listening(self) -> None:
         source = WeightSource(self._weights.find_holding, self._max_bytes)
         probed = {PROBE_PATH: answer_probe(self._max_bytes)}
-        app = PeerApp(self._max_bytes, {STEP_PATH: self._take_step, **source.posts, **probed}, {}, {})
-        host, port = self._listen
-        self._server = Http2Server(app, host, port, IdentityFiles.current(self._directory))
-        self._listen = (host, await self._server.start())
+        posts = {STEP_PATH: self._take_step, **source.posts, **probed}
+        self._server = self._membership.server(self._max_bytes, posts, self._listen)
+        self._listen = (self._listen[0], await self._server.start())
         self._port = self._port or self._listen[1]
 
     async def _stop_listening(self) -> None:
@@ -148,20 +145,20 @@ class Peer:
         while True:
             await asyncio.sleep(self._renewal_check_s)
             uplink = self._link.uplink
-            if not self._identity.needs_renewal(datetime.now(UTC)) or uplink is None:
+            if uplink is None or not self._membership.needs_renewal:
                 continue
             try:
-                self._identity = await renew(uplink, self._identity, [self._host], self._directory)
+                await self._membership.renew(uplink, [self._host])
             except (Unreachable, JoinRefused, InvalidIdentity) as error:
                 logger.warning("the certificate was not renewed: %s", error)
                 continue
             await self._stop_listening()
             await self._start_listening()
             self._edges.forget()  # the next epoch connects with the new certificate
-            logger.info("the certificate was renewed, until %s", f"{self._identity.expires_at:%F %T} UTC")
+            logger.info("the certificate was renewed, until %s", f"{self._membership.expires_at:%F %T} UTC")
 
     def _hello(self) -> Hello:
-        endpoint = Endpoint(peer_id=self._identity.peer_id, host=self._host, port=self._port)
+        endpoint = Endpoint(peer_id=self._membership.peer_id, host=self._host, port=self._port)
         free_bytes = measure_free_bytes(self._device)
         return Hello(version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=free_bytes)
 
@@ -183,6 +180,8 @@ class Peer:
     def _take(self, message: ToPeer) -> None:
         """What the coordinator says."""
         match message:
+            case Welcome() | Removed():
+                self._membership.take(message)
             case Load(config=config):
                 self._begin(self._load(config))
             case Keep(configs=configs):
@@ -207,6 +206,7 @@ class Peer:
                 return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
             status = self._runner.take(caller, frame)
         except MalformedFrame as error:
+            logger.warning("%s sent what is no step: %s", caller, error)
             return Reply.refusal(400, str(error))
         return Reply(status, b"" if status == 200 else status.name.encode())
 
@@ -230,10 +230,10 @@ class Peer:
         await self._tell(await self._surveyor.measure(sample))
 
     async def _probe(self, request: ProbeLinks) -> None:
-        coordinator = self._coordinator if request.to_coordinator else None
+        here = self._membership
+        coordinator = here.coordinator if request.to_coordinator else None
         ends = [Address(PeerId(it.peer_id), it.host, it.port) for it in request.to_peers]
-        here = self._identity.peer_id
-        await self._tell(await probe_links(here, coordinator, ends, self._connect))
+        await self._tell(await probe_links(here.peer_id, coordinator, ends, here.connect, here.patience))
 
     async def _join_epoch(self, fence: Fence) -> None:
         try:
@@ -253,9 +253,6 @@ class Peer:
         await self._tell(Fenced(epoch=fence.epoch))
         if unused is not None:
             await unused.close()
-
-    async def _connect(self, address: Address) -> Http2Client:
-        return await Http2Client.open(address, self._identity)
 
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
         result = Result(epoch=header.epoch, number=header.number, output=output)

@@ -75,6 +75,7 @@ class StepRunner:
         self._arrived = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._began_s: float | None = None
+        self._told: set[tuple[int, bool]] = set()  # in which epoch the edge was down, and whether by a refusal
         self.work = Work()
 
     @property
@@ -91,6 +92,7 @@ class StepRunner:
         has_begun = self._ledger.begin_epoch(epoch.fence.epoch)
         if has_begun:
             self._epoch = epoch
+            self._told.clear()
         return has_begun
 
     def take(self, sender: str | None, frame: Frame) -> Status:
@@ -150,7 +152,10 @@ class StepRunner:
         successor = epoch.edge.successor
 
         def on_unreachable(reason: str, *, is_refusal: bool = False) -> None:
-            self._report(EdgeDown(epoch=header.epoch, successor=successor, reason=reason, is_refusal=is_refusal))
+            trouble = EdgeDown(epoch=header.epoch, successor=successor, reason=reason, is_refusal=is_refusal)
+            if (header.epoch, is_refusal) not in self._told:  # of another step, or of another attempt
+                self._told.add((header.epoch, is_refusal))
+                self._report(trouble)
 
         sent = msgspec.structs.replace(header, codec=output.codec)
         frame = b"".join(encode_frame(STEP, sent, output.tensors))

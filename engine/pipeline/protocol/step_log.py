@@ -100,6 +100,11 @@ class StepLog:
         numbered = [self._number(rebuild, step) for rebuild in self._rebuilds(live, step.step_id)]
         return [*numbered, self._number((sent, 0, self.num_stages - 1), step, uses)]
 
+    def awaited(self, epoch: int, number: int) -> NumberedStep | None:
+        """The step whose output that would be; None where it is not waited for."""
+        under_way = self._under_way.get(number) if epoch == self.epoch else None
+        return None if under_way is None else under_way.numbered
+
     def commit(self, epoch: int, number: int, output: StepOutput) -> list[Commit]:
         """Take in an output that has come; the scheduler's steps that are committed by it, in order."""
         if epoch != self.epoch or number not in self._under_way:

@@ -1,6 +1,7 @@
 """A join token: lets one peer join one cluster, and tells the peer which cluster that is.
 
-    dl1_ + base64url of: secret (20 bytes) | SHA-256 of the authority (32) | expiry, Unix seconds (4) | CRC-32 (4)
+    dl1_, or dl1p_ where connections are plaintext
+    + base64url of: secret (20 bytes) | SHA-256 of the authority (32) | expiry, Unix seconds (4) | CRC-32 (4)
 
 The joiner trusts an authority only if its fingerprint is the token's, and sends the token to nobody else. The
 checksum tells a mistyped token from a wrong one.
@@ -28,7 +29,7 @@ _SECRET_BYTES = 20
 _FINGERPRINT_BYTES = 32
 _CONTENT = struct.Struct(f">{_SECRET_BYTES}s{_FINGERPRINT_BYTES}sI")
 _CHECKSUM = struct.Struct(">I")
-_TEXT = re.compile(r"dl([0-9]{1,3})_([A-Za-z0-9_-]+)")
+_TEXT = re.compile(r"dl([0-9]{1,3})(p?)_([A-Za-z0-9_-]+)")
 _AGAIN = "make another with `distllm token` on the coordinator"
 
 
@@ -79,7 +80,7 @@ class UsedToken(JoinRefused):
     def __init__(self, used_at: datetime) -> None:
         super().__init__(
             f"this join token was used at {used_at:%F %T} UTC, and each lets one peer join: {_AGAIN}; if you do "
-            "not know who used it, look at the list of peers"
+            "not know who used it, look at the list of peers, and put that one out with `distllm cluster remove`"
         )
 
 
@@ -94,16 +95,20 @@ class ExpiredToken(JoinRefused):
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """What a token's text says. `fingerprint` is of the authority, in hexadecimal."""
+    """What a token's text says. `fingerprint` is of the authority, in hexadecimal.
+
+    `is_encrypted` tells the peer whether to speak TLS; it gives no right and is not part of the digest.
+    """
 
     secret: bytes = field(repr=False)
     fingerprint: str
     expires_at: datetime
+    is_encrypted: bool = True
 
     @classmethod
-    def make(cls, fingerprint: str, expires_at: datetime) -> Self:
+    def make(cls, fingerprint: str, expires_at: datetime, *, is_encrypted: bool = True) -> Self:
         """With a new secret. The expiry is cut to whole seconds."""
-        return cls(secrets.token_bytes(_SECRET_BYTES), fingerprint, expires_at.replace(microsecond=0))
+        return cls(secrets.token_bytes(_SECRET_BYTES), fingerprint, expires_at.replace(microsecond=0), is_encrypted)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -114,19 +119,20 @@ class JoinToken:
         if int(match[1]) != VERSION:
             raise OtherTokenVersion(int(match[1]))
         try:
-            content = base64.b64decode(match[2], altchars=b"-_", validate=True)
+            content = base64.b64decode(match[3], altchars=b"-_", validate=True)
         except binascii.Error:
             raise MistypedToken from None
         body, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
         if len(body) != _CONTENT.size or checksum != _checksum(body):
             raise MistypedToken
         secret, fingerprint, expiry_s = _CONTENT.unpack(body)
-        return cls(secret, fingerprint.hex(), datetime.fromtimestamp(expiry_s, UTC))
+        return cls(secret, fingerprint.hex(), datetime.fromtimestamp(expiry_s, UTC), is_encrypted=not match[2])
 
     @property
     def text(self) -> str:
         body = self._body()
-        return f"dl{VERSION}_{base64.urlsafe_b64encode(body + _checksum(body)).decode()}"
+        kind = "" if self.is_encrypted else "p"
+        return f"dl{VERSION}{kind}_{base64.urlsafe_b64encode(body + _checksum(body)).decode()}"
 
     @property
     def digest(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from distllm.engine.durable import locked, write_private
+from distllm.engine.pipeline.security.encryption import read_encryption
 from distllm.engine.pipeline.security.join_token import (
     ExpiredToken,
     JoinToken,
@@ -46,7 +47,8 @@ class TokenStore:
         """A new token's text, which is told once and not kept. Raises ClusterStateError or OSError."""
         if lifetime <= timedelta(0):
             raise ValueError(f"a token's lifetime must be above 0, not {lifetime}")
-        token = JoinToken.make(self._fingerprint, now + lifetime)
+        is_encrypted = read_encryption(self._state_dir)
+        token = JoinToken.make(self._fingerprint, now + lifetime, is_encrypted=is_encrypted)
         with locked(make_private_dir(self._state_dir)):
             self._write([*self._read(now), TokenRecord(token.digest, token.expires_at)])
         return token.text

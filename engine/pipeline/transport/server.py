@@ -18,18 +18,19 @@ class Http2Server:
     """Serves `app` at `host`:`port` (0: any free one) from `start` to `close`.
 
     Callers without a certificate are turned away, or are the application's to judge where it `admits_strangers`.
+    Without `files` there is no TLS, and all are.
     """
 
     def __init__(
-        self, app: Any, host: str, port: int, files: IdentityFiles, *, admits_strangers: bool = False
+        self, app: Any, host: str, port: int, files: IdentityFiles | None, *, admits_strangers: bool = False
     ) -> None:
         bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         config = Config(
             bind=(bind,),
-            certfile=files.certificate,
-            keyfile=files.key,
-            ca_certs=files.authority,
-            cert_reqs="optional" if admits_strangers else "required",
+            certfile=None if files is None else files.certificate,
+            keyfile=None if files is None else files.key,
+            ca_certs=None if files is None else files.authority,
+            cert_reqs="none" if files is None else "optional" if admits_strangers else "required",
             http1=False,
             lifespan="off",
             access_log=False,

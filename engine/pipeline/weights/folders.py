@@ -11,12 +11,13 @@ from distllm.engine.pipeline.security.state_dir import ClusterStateError
 class WeightFolders:
     """`copy` is a checkpoint directory, None where this machine has none: then weights are fetched into `cache`.
 
-    `hashes` keeps those of the copy's tensors.
+    `hashes` keeps those of the copy's tensors. The cache is kept within `cache_limit_bytes`, where that is given.
     """
 
     copy: str | None
     cache: str
     hashes: str
+    cache_limit_bytes: int | None = None
 
 
 def default_cache_dir() -> Path:

@@ -16,7 +16,6 @@ from distllm.engine.pipeline.weights.messages import (
     WeightsRequest,
 )
 
-_TIMEOUT_S = 120.0
 _decode_endpoints = msgspec.msgpack.Decoder(list[Endpoint])
 
 
@@ -29,6 +28,7 @@ class RemoteWeights:
 
     def __init__(self, client: Http2Client, fingerprint: str) -> None:
         self.peer_id = client.address.peer_id
+        self.patience = client.patience
         self._client = client
         self._fingerprint = fingerprint
 
@@ -45,7 +45,7 @@ class RemoteWeights:
         return answer
 
     async def _ask(self, path: str, request: msgspec.Struct) -> bytes:
-        status, answer = await self._client.post(path, msgspec.msgpack.encode(request), _TIMEOUT_S)
+        status, answer = await self._client.post(path, msgspec.msgpack.encode(request), self.patience.timeout_s)
         if status != 200:
             raise WeightsRefused(f"{self.peer_id} gives no weights: {answer.decode(errors='replace')}")
         return answer
@@ -55,7 +55,8 @@ async def ask_holders(coordinator: Http2Client, config: StageConfig) -> list[End
     """Where peers are that have all of a stage's layers; none where the coordinator does not say."""
     request = HoldersRequest(fingerprint=config.fingerprint, begin=config.begin, end=config.end)
     try:
-        status, answer = await coordinator.post(HOLDERS_PATH, msgspec.msgpack.encode(request), _TIMEOUT_S)
+        body, timeout_s = msgspec.msgpack.encode(request), coordinator.patience.timeout_s
+        status, answer = await coordinator.post(HOLDERS_PATH, body, timeout_s)
         return _decode_endpoints.decode(answer) if status == 200 else []
     except (Unreachable, msgspec.DecodeError):
         return []

@@ -1,6 +1,5 @@
 """Whom a peer asks for weights: other peers that have them take turns with the coordinator, which always does."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -13,8 +12,6 @@ from distllm.engine.pipeline.weights.messages import Span
 from distllm.engine.pipeline.weights.remote import RemoteWeights, WeightsRefused, ask_holders
 
 logger = logging.getLogger("distllm.pipeline")
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 Connect = Callable[[Address], Awaitable[Http2Client]]
 
@@ -29,20 +26,17 @@ class Remotes:
 
     async def manifest(self) -> bytes:
         """The coordinator's, encoded and not checked. Raises CheckpointError."""
-        return await _insist(self._coordinator.manifest)
+        return await self._insist(self._coordinator.manifest)
 
     async def read(self, spans: Sequence[Span], *, may_ask_peers: bool) -> bytes:
-        """All spans, one after the other, not checked. Raises CheckpointError.
-
-        While the coordinator cannot be reached, this waits until it can.
-        """
+        """All spans, one after the other, not checked. Raises CheckpointError."""
         if may_ask_peers and (peer := self._turn()) is not None:
             try:
                 return await peer.read(spans)
             except (Unreachable, WeightsRefused) as error:
                 logger.warning("%s; asking others from now on", error)
                 self._peers = [other for other in self._peers if other is not peer]
-        return await _insist(lambda: self._coordinator.read(spans))
+        return await self._insist(lambda: self._coordinator.read(spans))
 
     def _turn(self) -> RemoteWeights | None:
         """Whose turn it is; None for the coordinator, who takes turns with the peers."""
@@ -50,20 +44,18 @@ class Remotes:
         self._next += 1
         return None if turn == len(self._peers) else self._peers[turn]
 
-
-async def _insist(ask: Callable[[], Awaitable[bytes]]) -> bytes:
-    """Ask the coordinator until it can be reached. Raises CheckpointError where it refuses."""
-    pause_s = _FIRST_PAUSE_S
-    while True:
+    async def _insist(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Ask the coordinator. Raises CheckpointError where it refuses, or does not answer in all attempts."""
+        patience = self._coordinator.patience
         try:
-            return await ask()
+            return await patience.insist(ask)
         except WeightsRefused as refusal:
             raise CheckpointError(str(refusal)) from None
         except Unreachable as error:
-            if pause_s == _FIRST_PAUSE_S:
-                logger.warning("%s; trying again until it can", error)
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            raise CheckpointError(
+                f"{error}; given up after {1 + patience.retry_attempts} attempts: see network.retry_attempts and "
+                "network.timeout_seconds in the coordinator's cluster.yaml"
+            ) from None
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.stage_model.plan import find_held
 from distllm.engine.pipeline.transport.client import Address
 from distllm.engine.pipeline.weights.byte_progress import ByteProgress
+from distllm.engine.pipeline.weights.cache_limit import CacheLimit
 from distllm.engine.pipeline.weights.fetch import WeightFetch
 from distllm.engine.pipeline.weights.folders import WeightFolders
 from distllm.engine.pipeline.weights.hash_store import HashStore
@@ -28,26 +29,28 @@ class StageWeights:
     def __init__(self, folders: WeightFolders, coordinator: Address, connect: Connect, compute: Executor) -> None:
         self._copy = None if folders.copy is None else Path(folders.copy)
         self._cache = WeightCache(Path(folders.cache))
+        self._limit = CacheLimit(Path(folders.cache), folders.cache_limit_bytes)
         self._hashes = HashStore(Path(folders.hashes))
         self._coordinator = coordinator
         self._connect = connect
         self._compute = compute
-        self._holdings: dict[str, Holding] = {}
+        self._fingerprint, self._holding = "", Holding(b"", {})  # of the last model that was asked for
 
     def find_holding(self, fingerprint: str) -> Holding | None:
         """What other peers can have of a checkpoint from here."""
-        return self._holdings.get(fingerprint)
+        return self._holding if fingerprint == self._fingerprint else None
 
     async def obtain(self, config: StageConfig, on_progress: Progress) -> Path:
         """A directory from which the stage can be loaded. One call at a time.
 
-        Waits for the coordinator while it cannot be reached. `on_progress` may be called in another thread.
+        `on_progress` may be called in another thread.
         Raises CheckpointError or OSError, each with one line for the operator.
         """
+        self._limit.use(self._cache.path(config.fingerprint))
         encoded = await self._manifest(config)
         manifest = decode_manifest(encoded, config.fingerprint)
         names = await self._names(config, manifest)
-        known = self._holdings.get(config.fingerprint, Holding(encoded, {}))
+        known = self.find_holding(config.fingerprint) or Holding(encoded, {})
         if self._copy is None:
             path = self._cache.path(config.fingerprint)
             await self._fetch(config, manifest, names, on_progress)
@@ -55,7 +58,7 @@ class StageWeights:
         else:
             path = self._copy
             places = await asyncio.to_thread(check_copy, path, manifest, names, self._hashes, on_progress)
-        self._holdings[config.fingerprint] = Holding(encoded, {**known.places, **places})
+        self._fingerprint, self._holding = config.fingerprint, Holding(encoded, {**known.places, **places})
         return path
 
     async def _manifest(self, config: StageConfig) -> bytes:
@@ -83,6 +86,7 @@ class StageWeights:
             num_bytes = sum(record.num_bytes for record in missing.values())
             layers = LayerRange(config.begin, config.end, config.num_layers)
             progress = ByteProgress(f"fetching {layers} ({byte_size(num_bytes)})", num_bytes, on_progress)
+            await asyncio.to_thread(self._limit.make_room, num_bytes)
             async with open_remotes(self._coordinator, config, self._connect) as remotes:
                 await WeightFetch(remotes, self._cache, config.fingerprint, progress.add).fetch(missing)
         await asyncio.to_thread(self._cache.write_index, config.fingerprint)

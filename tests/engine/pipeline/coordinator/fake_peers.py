@@ -41,6 +41,8 @@ class FakePeer:
         self.fences: list[Fence] = []
         self.steps: list[StepHeader] = []
         self.refuses_loading: str | None = None
+        self.token = TOKEN
+        self.fault: str | None = None  # of its latest result
         self.is_loading = False  # until told otherwise
         self.withholds = self.withholds_fences = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,7 +91,7 @@ class FakePeer:
                 if self.refuses_loading is None:
                     member.loaded[config] = self._info(config)
                 else:
-                    member.refused[config] = self.refuses_loading
+                    member.refuse(config, self.refuses_loading)
             case Fence() as fence:
                 self.fences.append(fence)
                 if not self.withholds_fences:
@@ -109,9 +111,9 @@ class FakePeer:
         successor = self.fences[-1].successor
         last_stage = self.peer_id if successor is None else successor.peer_id
         step = _decode_step.decode(header.step)
-        output = StepOutput(step.step_id, [ChunkOutput(chunk.sequence_id, TOKEN) for chunk in step.chunks])
-        result = Result(epoch=header.epoch, number=header.number, output=output)
-        self._pipeline.take_result(PeerId(sender or last_stage), result)
+        chunks = [ChunkOutput(chunk.sequence_id, self.token if chunk.sample else None) for chunk in step.chunks]
+        result = Result(epoch=header.epoch, number=header.number, output=StepOutput(step.step_id, chunks))
+        self.fault = self._pipeline.take_result(PeerId(sender or last_stage), result)
 
 
 def placer_without_measurements(members: Members, num_stages: int, state_dir: Path) -> Placer:

@@ -41,6 +41,7 @@ WHOLE = StageConfig(
 )
 SAMPLE = ModelSample(
     whole=WHOLE,
+    vocab_size=100,
     sizes=model(8),
     kv_token_bytes=1,
     activation_bytes=1000,

@@ -17,6 +17,7 @@ from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import Beat, Work
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.settings import ClusterSettings
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer, placer_without_measurements
 from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.engine.pipeline.waiting import until
@@ -30,7 +31,8 @@ class ObservedCluster:
         self.placer = placer_without_measurements(self.members, num_stages, state_dir)
         self.survey = Survey(self.members, SAMPLE)
         routes = Routes(self.members, self.survey, "none")
-        self.pipeline = Pipeline(self.members, WHOLE, self.placer, routes, silence_s=60.0, events=self.events)
+        settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), beat_s=20.0)
+        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, self.placer, routes, settings, self.events)
         self.observer = Observer(self.members, self.pipeline, WHOLE, num_stages, self.events)
         self.peers: dict[str, FakePeer] = {}
         self.loads = True

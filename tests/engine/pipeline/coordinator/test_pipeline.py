@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distllm.engine.interface import BlockId, SequenceChunk, SequenceId, StepInput, StepOutput
+from distllm.engine.interface import BlockId, SampleSpec, SequenceChunk, SequenceId, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
@@ -17,10 +18,12 @@ from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.routes import Routes
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.delivery import Status
-from distllm.engine.pipeline.messages import EdgeDown, Measured, Probed
+from distllm.engine.pipeline.messages import Beat, EdgeDown, Measured, Probed
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.sampling_params import SamplingParams
 from tests.engine.pipeline.coordinator.fake_peers import TOKEN, WHOLE, FakePeer
 from tests.engine.pipeline.coordinator.peers import SAMPLE, times
 from tests.engine.pipeline.placement.clusters import model
@@ -35,14 +38,21 @@ class Cluster:
     With `num_stages` the model is divided evenly; without, once it is known how fast everybody is.
     """
 
-    def __init__(self, state_dir: Path, num_stages: int | None = 2) -> None:
+    def __init__(self, state_dir: Path, num_stages: int | None = 2, timeout_s: float = TIMEOUT_S) -> None:
         self.members = Members()
-        settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), num_stages=num_stages)
+        settings = ClusterSettings(
+            host="127.0.0.1",
+            port=0,
+            state_dir=str(state_dir),
+            num_stages=num_stages,
+            beat_s=SILENCE_S / 3,
+            patience=Patience(timeout_s=timeout_s),
+        )
         self.survey = Survey(self.members, replace(SAMPLE, sizes=model(WHOLE.num_layers)))
         patience_s = 0.0 if num_stages else TIMEOUT_S
         placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
         routes = Routes(self.members, self.survey, "none")
-        self.pipeline = Pipeline(self.members, WHOLE, placer, routes, SILENCE_S, EventLog())
+        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, placer, routes, settings, EventLog())
         self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 
@@ -62,7 +72,8 @@ class Cluster:
 
     def submit(self) -> "Future[StepOutput]":
         """A step that computes a prompt of three tokens."""
-        chunk = SequenceChunk(SequenceId(self._next_step), [1, 2, 3], 0, [BlockId(self._next_step)], sample=None)
+        spec = SampleSpec(SamplingParams(), seed=0, index=0)
+        chunk = SequenceChunk(SequenceId(self._next_step), [1, 2, 3], 0, [BlockId(self._next_step)], spec)
         future: Future[StepOutput] = Future()
         self.pipeline.append(StepInput(self._next_step, [chunk]), future)
         self._next_step += 1
@@ -72,13 +83,23 @@ class Cluster:
         await asyncio.wait_for(asyncio.shield(self.pipeline.ready), TIMEOUT_S)
 
 
+@contextlib.asynccontextmanager
+async def running(
+    state_dir: Path, num_stages: int | None = 2, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[Cluster]:
+    cluster = Cluster(state_dir, num_stages, timeout_s)
+    try:
+        yield cluster
+    finally:
+        cluster.running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await cluster.running
+
+
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    yield cluster
-    cluster.running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await cluster.running
+    async with running(tmp_path) as cluster:
+        yield cluster
 
 
 async def answered(future: "Future[StepOutput]") -> None:
@@ -116,6 +137,23 @@ async def test_a_result_counts_from_the_last_stage_alone(cluster: Cluster) -> No
     await answered(future)
 
 
+async def test_a_result_that_cannot_be_costs_its_sender_the_seat_and_the_step_is_computed_again(
+    cluster: Cluster,
+) -> None:
+    first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    first.token, first.withholds = 100, True
+    future = cluster.submit()
+    await until(lambda: first.steps)
+    first.answer(first.steps[0])
+    assert first.fault == "sampled token 100 of a vocabulary of 100"
+    first.token, first.withholds = TOKEN, False
+    await answered(future)
+    assert spare.fences[0].number == 1
+    assert "sampled token 100" in str(cluster.members[second.peer_id].trouble)
+
+
 async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluster: Cluster) -> None:
     first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
     await cluster.ready()
@@ -129,6 +167,17 @@ async def test_steps_under_way_are_sent_again_when_the_last_stage_is_lost(cluste
     assert [step.epoch for step in first.steps] == [first.fences[0].epoch, first.fences[1].epoch]
     assert spare.fences[0].number == 1
     assert spare.fences[0].config == spare.loads[-1], "the layers that it had loaded before"
+
+
+async def test_a_peer_that_begins_no_epoch_in_time_makes_way_for_another(tmp_path: Path) -> None:
+    async with running(tmp_path, timeout_s=0.2) as cluster:
+        first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+        second.withholds_fences = True
+        await cluster.ready()
+        assert len(second.fences) == 1
+        assert (first.fences[-1].successor or second).peer_id == spare.peer_id
+        assert cluster.members[second.peer_id].trouble == "it did not begin an epoch within 0.2 s"
+        await answered(cluster.submit())
 
 
 async def test_a_step_that_comes_while_stages_are_fenced_is_sent_with_those_before_it(cluster: Cluster) -> None:
@@ -170,6 +219,31 @@ async def test_a_silent_peer_is_lost_and_does_not_get_its_seat_again_at_once(clu
     assert (spare.fences[-1].number, len(first.fences)) == (0, 1)
     await answered(cluster.submit())
     assert second.fences[-1].predecessor == "c"
+
+
+async def test_the_only_spare_takes_over_though_it_was_blamed_a_moment_ago(cluster: Cluster) -> None:
+    first, second, spare = cluster.join("a"), cluster.join("b"), cluster.join("c")
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    member = cluster.members[spare.peer_id]
+    member.blame("it was slow")
+    await until(lambda: member.standing.may_be_needed)
+    assert member.trouble is not None
+    second.leave()
+    await until(lambda: spare.fences)
+    assert (len(first.fences), spare.fences[0].number) == (2, 1)
+    await answered(cluster.submit())
+
+
+async def test_a_blamed_stage_serves_again_where_there_is_nobody_else(tmp_path: Path) -> None:
+    async with running(tmp_path, num_stages=1) as cluster:
+        only = cluster.join("a")
+        await cluster.ready()
+        cluster.members[only.peer_id].blame("it was slow")
+        began_s = time.monotonic()
+        await until(lambda: len(only.fences) == 2)
+        assert time.monotonic() - began_s < 4.0, "it is not waited for until it is forgiven"
+        await answered(cluster.submit())
 
 
 async def test_it_goes_on_over_fewer_peers_and_grows_again(cluster: Cluster) -> None:
@@ -232,13 +306,23 @@ async def test_a_peer_that_cannot_load_makes_way_for_another(cluster: Cluster) -
     assert not unable.fences
 
 
+async def test_a_peer_that_could_not_load_is_asked_again_once_it_has_more_memory(tmp_path: Path) -> None:
+    async with running(tmp_path, num_stages=1) as cluster:
+        only = cluster.join("a")
+        only.refuses_loading = "no room"
+        await until(lambda: only.loads)
+        await asyncio.sleep(0.2)
+        assert len(only.loads) == 1
+        only.refuses_loading = None
+        cluster.members[only.peer_id].take_beat(Beat(boot="boot-1", busy_s=0.0, free_bytes=2 << 30))
+        await cluster.ready()
+        assert len(only.loads) == 2
+
+
 @pytest.fixture
 async def measured(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path, num_stages=None)
-    yield cluster
-    cluster.running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await cluster.running
+    async with running(tmp_path, num_stages=None) as cluster:
+        yield cluster
 
 
 async def test_a_better_plan_is_taken_when_a_peer_joins_and_no_step_is_lost(measured: Cluster) -> None:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from distllm.engine.pipeline.coordinator.division import Seat
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
-from distllm.engine.pipeline.messages import MeasureFailed
+from distllm.engine.pipeline.messages import Beat, MeasureFailed, StageConfig
 from distllm.engine.pipeline.placement.plan_record import read_record
 from distllm.engine.pipeline.placement.search import Found
 from distllm.engine.pipeline.security.peer_id import PeerId
@@ -175,8 +176,12 @@ async def test_those_that_are_left_share_the_model_where_no_spare_is(peers: Peer
     assert len(placer.seats((A, B)) or ()) == 2
 
 
-async def test_what_was_rejected_is_not_proposed_again(peers: Peers, tmp_path: Path) -> None:
-    peers.join(A)
+def part(layers: tuple[int, int]) -> StageConfig:
+    return msgspec.structs.replace(WHOLE, begin=layers[0], end=layers[1])
+
+
+async def test_what_could_not_be_loaded_is_not_proposed_again_until_it_may_be(peers: Peers, tmp_path: Path) -> None:
+    member = peers.join(A, free_bytes=1 << 30)
     peers.join(B)
     peers.settle({A: 0.001, B: 0.003})
     placer = placer_of(peers, tmp_path, num_stages=2)
@@ -184,14 +189,18 @@ async def test_what_was_rejected_is_not_proposed_again(peers: Peers, tmp_path: P
     await placer.plan(present)
     first = placer.seats((A, B))
     assert first is not None
-    placer.reject(first)
-    assert placer.seats((A, B)) is None
+    (layers,) = [seat.layers for seat in first if seat.peer == A]
+    member.refuse(part(layers), "the disk is full")
     await placer.plan(present)
     evenly = [Seat((0, 4), A), Seat((4, 8), B)]
     assert placer.seats((A, B)) == evenly
-    placer.reject(evenly)
+    member.refuse(part((0, 4)), "the disk is full")
     await placer.plan(present)
     assert placer.seats((A, B)) is None
+    assert placer.waits_for.startswith("peers that could not load their layers to try again: a-1: the disk is full")
+    member.take_beat(Beat(boot="1", busy_s=0.0, free_bytes=2 << 30))
+    await placer.plan(present)
+    assert placer.seats((A, B)) == first
 
 
 async def test_what_is_known_is_kept_for_the_operator(peers: Peers, tmp_path: Path) -> None:

@@ -17,20 +17,25 @@ from distllm.engine.pipeline.messages import (
     LINK_PATH,
     STEP,
     Beat,
+    Dismiss,
     EdgeDown,
     Endpoint,
     Hello,
     Received,
+    Removed,
     Result,
     ToCoordinator,
     Welcome,
 )
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PendingIdentity
 from distllm.engine.pipeline.security.peer_id import PeerId, peer_id_of
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.security.token_store import TokenStore
+from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
@@ -42,12 +47,13 @@ def ignore(*_: object) -> None:
 
 PEER = PeerId("peer-1")
 MAX_BYTES = 1 << 20
+WELCOME = Welcome(version=PROTOCOL_VERSION, beat_s=0.25, patience=Patience(timeout_s=7.0, retry_attempts=1))
 
 
 class Coordinator:
     """A reception with a desk for each path."""
 
-    def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
+    def __init__(self, authority: ClusterAuthority, tokens: TokenStore, state_dir: Path) -> None:
         self.members = Members()
         self.results: list[tuple[PeerId, Result]] = []
         self.events = EventLog()
@@ -57,19 +63,28 @@ class Coordinator:
 
         self.measured: list[object] = []
         self.received: list[tuple[PeerId, Received]] = []
+        self.removed = RemovedPeers(state_dir)
+        settings = ClusterSettings(
+            host="127.0.0.1",
+            port=0,
+            state_dir=str(state_dir),
+            max_peers=2,
+            patience=WELCOME.patience,
+            max_message_bytes=MAX_BYTES,
+        )
         reception = Reception(
             authority,
             tokens,
             self.members,
-            2,
-            0.25,
+            settings,
             note,
             ignore,
             lambda _, message: self.measured.append(message),
             lambda *received: self.received.append(received),
             self.events,
+            self.removed,
         )
-        self.app: PeerApp = reception.app(MAX_BYTES, {})
+        self.app: PeerApp = reception.app({})
 
     async def join(self, request: JoinRequest) -> Reply:
         return await self.app.open_posts["/v1/join"](None, msgspec.msgpack.encode(request))
@@ -84,8 +99,8 @@ def tokens(authority: ClusterAuthority, tmp_path: Path) -> TokenStore:
 
 
 @pytest.fixture
-async def coordinator(authority: ClusterAuthority, tokens: TokenStore) -> Coordinator:
-    return Coordinator(authority, tokens)
+async def coordinator(authority: ClusterAuthority, tokens: TokenStore, tmp_path: Path) -> Coordinator:
+    return Coordinator(authority, tokens, tmp_path / "cluster")
 
 
 def request(token: str, name: str = "gpu-1", csr_pem: bytes | None = None) -> JoinRequest:
@@ -123,10 +138,10 @@ async def test_a_renewal_is_for_the_caller_whatever_it_says(coordinator: Coordin
 
 
 async def test_a_peer_counts_once_it_has_a_link_and_said_hello(coordinator: Coordinator) -> None:
-    outbound = coordinator.app.streams["/v1/link"](PEER)
+    outbound = coordinator.app.streams[LINK_PATH](PEER)
     assert coordinator.members.connected() == []
     (frame,) = StreamDecoder(MAX_BYTES).feed(outbound.get_nowait() or b"")
-    assert frame.header(msgspec.msgpack.Decoder(Welcome)).beat_s == 0.25
+    assert frame.header(msgspec.msgpack.Decoder(Welcome)) == WELCOME
     assert (await coordinator.report(PEER, hello())).status == 200
     assert [member.peer_id for member in coordinator.members.connected()] == [PEER]
     coordinator.app.on_stream_end(PEER, outbound)
@@ -134,8 +149,8 @@ async def test_a_peer_counts_once_it_has_a_link_and_said_hello(coordinator: Coor
 
 
 async def test_a_new_link_takes_the_place_of_an_old_one(coordinator: Coordinator) -> None:
-    old = coordinator.app.streams["/v1/link"](PEER)
-    new = coordinator.app.streams["/v1/link"](PEER)
+    old = coordinator.app.streams[LINK_PATH](PEER)
+    new = coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
     assert (old.get_nowait(), old.get_nowait()) != (None, None)
     assert old.empty()
@@ -174,7 +189,7 @@ async def test_a_way_that_is_closed_is_nobody_s_fault_and_a_refusal_is_the_refus
 
 async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coordinator) -> None:
     for name in ("peer-1", "peer-2", "peer-3"):
-        coordinator.app.streams["/v1/link"](PeerId(name))
+        coordinator.app.streams[LINK_PATH](PeerId(name))
     reply = await coordinator.report(PEER, hello(version=99))
     assert (reply.status, b"99" in reply.body) == (400, True)
     assert (await coordinator.report(PEER, hello())).status == 200
@@ -184,7 +199,7 @@ async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coo
 
 
 async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
-    coordinator.app.streams["/v1/link"](PEER)
+    coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
     beat = b"".join(encode_frame(CONTROL, Beat(boot="boot-1", busy_s=0.5)))
     for position in range(len(beat)):
@@ -199,9 +214,32 @@ async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coo
     assert coordinator.members[PEER].busy_s == 0.5
 
 
+async def test_a_peer_that_is_put_out_is_dismissed_and_all_others_are_told(coordinator: Coordinator) -> None:
+    other = PeerId("peer-2")
+    links = {peer_id: coordinator.app.streams[LINK_PATH](peer_id) for peer_id in (PEER, other)}
+    for peer_id, link in links.items():
+        await coordinator.report(peer_id, hello())
+        link.get_nowait()  # the welcome
+    assert not coordinator.app.is_removed(other)
+    coordinator.removed.add(PEER, datetime.now(UTC))
+    assert not coordinator.app.is_removed(other), "which notices on the way"
+    assert coordinator.app.is_removed(PEER)
+    assert [member.peer_id for member in coordinator.members.connected()] == [other]
+    decode = msgspec.msgpack.Decoder(Dismiss | Removed)
+    (told,) = StreamDecoder(MAX_BYTES).feed(links[PEER].get_nowait() or b"")
+    assert isinstance(told.header(decode), Dismiss)
+    assert links[PEER].get_nowait() is None
+    (told,) = StreamDecoder(MAX_BYTES).feed(links[other].get_nowait() or b"")
+    assert told.header(decode) == Removed(peer_ids=frozenset({PEER}))
+    assert links[other].empty()
+    again = coordinator.app.streams[LINK_PATH](other)
+    (told,) = StreamDecoder(MAX_BYTES).feed(again.get_nowait() or b"")
+    assert told.header(msgspec.msgpack.Decoder(Welcome)).removed == {PEER}
+
+
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:
     waiting = asyncio.create_task(coordinator.members.wait_for_change(20.0))
     await asyncio.sleep(0)
-    coordinator.app.streams["/v1/link"](PEER)
+    coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
     await asyncio.wait_for(waiting, 5.0)

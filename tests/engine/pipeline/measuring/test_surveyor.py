@@ -14,6 +14,7 @@ from distllm.engine.pipeline.measuring import surveyor as module
 from distllm.engine.pipeline.measuring.link_probing import probe_links
 from distllm.engine.pipeline.measuring.surveyor import Surveyor
 from distllm.engine.pipeline.messages import LayerSample, Measured, MeasureFailed, Probed
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.measurements import RowTimes
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.pipeline.security.peer_id import PeerId
@@ -110,5 +111,7 @@ async def test_ends_that_cannot_be_reached_are_told_by_name() -> None:
 
     coordinator, peer = (Address(PeerId(name), "127.0.0.1", 1) for name in ("coordinator", "b-1"))
     unreachable = {"coordinator": "no way to coordinator", "b-1": "no way to b-1"}
-    assert await probe_links("a-1", coordinator, [peer], connect) == Probed(links=(), unreachable=unreachable)
-    assert (await probe_links("a-1", None, [peer], connect)).unreachable == {"b-1": "no way to b-1"}
+    once = Patience(retry_attempts=0)
+    found = await probe_links("a-1", coordinator, [peer], connect, once)
+    assert found == Probed(links=(), unreachable=unreachable)
+    assert (await probe_links("a-1", None, [peer], connect, once)).unreachable == {"b-1": "no way to b-1"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -26,11 +27,12 @@ from distllm.engine.pipeline.messages import (
 )
 from distllm.engine.pipeline.peer import coordinator_link as module
 from distllm.engine.pipeline.peer.coordinator_link import CoordinatorLink
-from distllm.engine.pipeline.transport.client import Http2Client
+from distllm.engine.pipeline.security.join_token import JoinRefused
+from distllm.engine.pipeline.transport.client import Http2Client, Unreachable
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from tests.engine.pipeline.waiting import until
 
-WELCOME = b"".join(encode_frame(CONTROL, Welcome(version=1, beat_s=0.01)))
+WELCOME = Welcome(version=1, beat_s=0.01)
 _decode = msgspec.msgpack.Decoder(ToCoordinator)
 
 
@@ -41,10 +43,13 @@ class Coordinator:
         self.streams: dict[str, list[asyncio.Queue[bytes | None]]] = {LINK_PATH: [], BULK_PATH: []}
         self.reports: list[ToCoordinator] = []
         self.num_connections = self.num_closed = 0
-        self.hello_status = 200
+        self.hello_status = self.report_status = 200
+        self.is_reachable = True
 
     async def connect(self) -> Http2Client:
         self.num_connections += 1
+        if not self.is_reachable:
+            raise Unreachable("nobody is there")
         return cast(Http2Client, self)
 
     async def stream(self, path: str) -> AsyncIterator[memoryview]:
@@ -55,7 +60,12 @@ class Coordinator:
 
     async def post(self, _: str, body: bytes, __: float) -> tuple[int, bytes]:
         self.reports.append(decode_frame(body, len(body)).header(_decode))
-        return (self.hello_status if isinstance(self.reports[-1], Hello) else 200), b"too many"
+        match self.reports[-1]:
+            case Hello():
+                return self.hello_status, b"too many"
+            case Beat():
+                return 200, b""
+        return self.report_status, b"a result cannot be"
 
     async def close(self) -> None:
         self.num_closed += 1
@@ -72,7 +82,7 @@ class Coordinator:
         """The link of a number, counted from 1, and wait for the other stream and a beat."""
         await until(lambda: len(self.streams[LINK_PATH]) == number)
         num_beats = self.num_beats
-        self.streams[LINK_PATH][-1].put_nowait(WELCOME)
+        self.streams[LINK_PATH][-1].put_nowait(b"".join(encode_frame(CONTROL, WELCOME)))
         await until(lambda: len(self.streams[BULK_PATH]) == number and self.num_beats > num_beats)
 
 
@@ -84,9 +94,12 @@ class Peer:
         self.steps: list[Frame] = []
         self.messages: list[ToPeer] = []
         self.reasons: list[str] = []
+        self.expiry: str | None = None
+        self.num_asked = 0
         endpoint = Endpoint(peer_id="a-1", host="127.0.0.1", port=1)
         self.link = CoordinatorLink(
             self.coordinator.connect,
+            self.explain,
             1 << 20,
             self.steps.append,
             self.messages.append,
@@ -94,6 +107,12 @@ class Peer:
             lambda round_trip_s: Beat(boot="1", busy_s=0.0, round_trip_s=round_trip_s),
             self.reasons.append,
         )
+
+    async def explain(self) -> str | None:
+        self.num_asked += 1
+        if self.expiry is not None:
+            raise JoinRefused(self.expiry)
+        return "the coordinator speaks plaintext alone"
 
 
 @pytest.fixture
@@ -130,7 +149,7 @@ async def test_steps_come_down_both_streams_and_messages_down_the_link(peer: Pee
     peer.coordinator.streams[LINK_PATH][0].put_nowait(step() + b"".join(encode_frame(CONTROL, dismissal)))
     peer.coordinator.streams[BULK_PATH][0].put_nowait(step())
     await until(lambda: len(peer.steps) == 2)
-    assert peer.messages == [dismissal]
+    assert peer.messages == [WELCOME, dismissal]
 
 
 @pytest.mark.parametrize("path", [LINK_PATH, BULK_PATH])
@@ -155,3 +174,32 @@ async def test_nothing_is_told_while_there_is_no_connection(peer: Peer) -> None:
     await peer.link.tell(Fenced(epoch=2), lambda: False)
     await peer.link.tell(Fenced(epoch=3))
     assert [report for report in peer.coordinator.reports if isinstance(report, Fenced)] == [Fenced(epoch=3)]
+
+
+async def test_a_report_that_is_refused_is_logged(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    await peer.coordinator.welcome()
+    peer.coordinator.report_status = 400
+    await peer.link.tell(Fenced(epoch=1))
+    assert "the coordinator refused a report: a result cannot be" in caplog.text
+
+
+async def test_a_coordinator_that_cannot_be_reached_is_asked_why_and_tried_again(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    await peer.coordinator.welcome()
+    peer.coordinator.is_reachable = False
+    peer.coordinator.streams[LINK_PATH][0].put_nowait(None)
+    await until(lambda: peer.num_asked > 1)
+    assert "the coordinator speaks plaintext alone; trying again" in caplog.text
+    peer.coordinator.is_reachable = True
+    await peer.coordinator.welcome(2)
+
+
+async def test_a_peer_whose_certificate_has_expired_leaves(peer: Peer) -> None:
+    await peer.coordinator.welcome()
+    peer.expiry = "its certificate expired"
+    peer.coordinator.is_reachable = False
+    peer.coordinator.streams[LINK_PATH][0].put_nowait(None)
+    await until(lambda: peer.reasons)
+    assert peer.reasons == ["its certificate expired"]

@@ -52,8 +52,10 @@ class Successor:
         self.received: list[Frame] = []
         self.is_reachable = True
         self.answer = Status.ACCEPTED
+        self.num_tries = 0
 
     async def post(self, _: str, body: bytes, __: float) -> tuple[int, bytes]:
+        self.num_tries += 1
         if not self.is_reachable:
             raise Unreachable("next cannot be reached")
         self.received.append(decode_frame(body, len(body)))
@@ -196,15 +198,22 @@ async def test_only_its_predecessor_may_send_steps() -> None:
         await until(lambda: num_out(peer) == 1)
 
 
-async def test_a_successor_that_cannot_be_reached_is_told_of_until_it_can() -> None:
+async def test_a_successor_that_cannot_be_reached_is_told_of_once_an_epoch() -> None:
     async with running(Peer(is_last=False)) as peer:
         assert peer.successor is not None
         peer.successor.is_reachable = False
         peer.take(1, 0)
         await until(lambda: peer.troubles)
-        assert peer.troubles[0] == EdgeDown(epoch=1, successor="next", reason="next cannot be reached")
+        peer.take(1, 1)
+        await until(lambda: peer.successor is not None and peer.successor.num_tries > 4)
+        assert peer.troubles == [EdgeDown(epoch=1, successor="next", reason="next cannot be reached")]
         peer.successor.is_reachable = True
-        await until(lambda: num_out(peer) == 1)
+        await until(lambda: num_out(peer) == 2)
+        peer.successor.is_reachable = False
+        peer.begin(2)
+        peer.take(2, 0)
+        await until(lambda: len(peer.troubles) == 2)
+        assert peer.troubles[1].epoch == 2
 
 
 async def test_an_edge_that_refuses_a_step_says_so() -> None:

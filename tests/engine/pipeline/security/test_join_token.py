@@ -84,3 +84,11 @@ def test_a_secret_is_not_shown_and_not_in_the_digest() -> None:
     assert "secret" not in repr(TOKEN)
     assert TOKEN.secret.hex() not in TOKEN.digest
     assert JoinToken(bytes(20), TOKEN.fingerprint, EXPIRY).digest != TOKEN.digest
+
+
+def test_a_token_says_that_its_cluster_speaks_plaintext() -> None:
+    plain = JoinToken.make("ab" * 32, EXPIRY, is_encrypted=False)
+    assert plain.text.startswith("dl1p_")
+    assert JoinToken.parse(plain.text) == plain
+    assert not JoinToken.parse(plain.text).is_encrypted
+    assert JoinToken.parse(TOKEN.text).is_encrypted

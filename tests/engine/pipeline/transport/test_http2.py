@@ -13,7 +13,8 @@ from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.peer_id import PeerId
-from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Reply
+from distllm.engine.pipeline.security.ticket import TicketCheck
+from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Reply, ticketed_caller
 from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
 from distllm.engine.pipeline.transport.server import Http2Server
 from tests.engine.pipeline.conftest import joined
@@ -160,6 +161,44 @@ async def test_what_is_put_into_a_stream_comes_out_and_its_end_is_seen_on_both_s
         async for _ in client.stream("/stream"):
             break  # the reader leaves
     assert await asyncio.wait_for(served.ended.get(), TIMEOUT_S) == "peer-1"
+
+
+async def test_who_was_put_out_is_refused_everywhere(
+    served: Served, authority: ClusterAuthority, tmp_path: Path, now: datetime
+) -> None:
+    served.app = replace(served.app, is_removed=lambda caller: caller == "peer-1")
+    async with served.running(joined(authority, SERVER, now), tmp_path / "server") as address:
+        async with connected(address, joined(authority, "peer-1", now), authority) as client:
+            for path in ("/closed", "/open", "/stream"):
+                status, reason = await client.post(path, b"", TIMEOUT_S)
+                assert (status, reason) == (403, b"peer-1 was put out of the cluster: join it with a new token")
+        async with connected(address, joined(authority, "peer-2", now), authority) as client:
+            assert (await client.post("/closed", b"", TIMEOUT_S))[0] == 200
+
+
+async def test_without_tls_a_peer_is_known_by_its_ticket(
+    served: Served, authority: ClusterAuthority, tmp_path: Path, now: datetime
+) -> None:
+    identify = ticketed_caller(TicketCheck(authority.certificate_pem, SERVER))
+    server = Http2Server(replace(served.app, identify=identify), "127.0.0.1", 0, None)
+    address = Address(SERVER, "127.0.0.1", await server.start())
+    other = ClusterAuthority.open(tmp_path / "other", now)
+    callers = [joined(authority, "peer-1", now), None, joined(other, "peer-1", now)]
+    clients = [Http2Client(address, address.host, caller, None, is_encrypted=False) for caller in callers]
+    try:
+        assert await clients[0].post("/closed", b"x" * 70_000, TIMEOUT_S) == (200, b"peer-1 sent 70000 bytes")
+        served.outbound.put_nowait(b"one")
+        served.outbound.put_nowait(None)
+        assert b"".join([bytes(piece) async for piece in clients[0].stream("/stream")]) == b"one"
+        assert await clients[1].post("/open", b"", TIMEOUT_S) == (200, b"None sent 0 bytes")
+        assert (await clients[1].post("/closed", b"", TIMEOUT_S))[0] == 403
+        for path in ("/closed", "/open"):
+            status, reason = await clients[2].post(path, b"", TIMEOUT_S)
+            assert (status, reason) == (403, b"the ticket is none of this cluster for this machine")
+    finally:
+        for client in clients:
+            await client.close()
+        await server.close()
 
 
 async def test_nobody_at_a_port_is_said_in_one_line(authority: ClusterAuthority, now: datetime) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
@@ -135,19 +136,21 @@ class Cluster:
             return self._authority.issue_own([], self._now)
         return joined(self._authority, name, self._now)
 
-    def connect_as(self, name: str) -> Connect:
+    def connect_as(self, name: str, patience: Patience = USUAL) -> Connect:
         """Opens clients that are this peer."""
         identity = self._identity(name)
 
         async def connect(address: Address) -> Http2Client:
-            return await Http2Client.open(address, identity)
+            return await Http2Client.open(address, identity, patience)
 
         return connect
 
     @contextlib.asynccontextmanager
-    async def remote(self, address: Address, fingerprint: str) -> AsyncIterator[RemoteWeights]:
+    async def remote(
+        self, address: Address, fingerprint: str, patience: Patience = USUAL
+    ) -> AsyncIterator[RemoteWeights]:
         """What a machine gives out to a peer."""
-        client = await self.connect_as("peer-9")(address)
+        client = await self.connect_as("peer-9", patience)(address)
         try:
             yield RemoteWeights(client, fingerprint)
         finally:

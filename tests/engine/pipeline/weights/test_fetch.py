@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distllm.engine.checkpoint import CheckpointError, open_checkpoint
+from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Reply
 from distllm.engine.pipeline.weights.fetch import WeightFetch
@@ -229,6 +230,34 @@ async def test_a_coordinator_that_is_away_is_waited_for(
         async with cluster.serving(source.posts, port=address.port):
             await asyncio.wait_for(fetching, 20)
     check(cache, holding, ["c"])
+
+
+async def test_a_coordinator_that_stays_away_is_given_up_on(
+    cluster: Cluster, cache: WeightCache, holding: Holding
+) -> None:
+    async with cluster.serving({}) as address:
+        pass
+    async with cluster.remote(address, fingerprint(holding), Patience(retry_attempts=1)) as coordinator:
+        with pytest.raises(
+            CheckpointError, match=r"cannot be reached: .*; given up after 2 attempts: see network\.retry"
+        ):
+            await fetch(Remotes(coordinator), cache, holding, ["c"])
+
+
+async def test_a_coordinator_that_answers_nothing_is_given_up_on_in_time(
+    cluster: Cluster, cache: WeightCache, holding: Holding
+) -> None:
+    async def hang(*_: object) -> Reply:
+        await asyncio.sleep(60)
+        return Reply()
+
+    impatient = Patience(timeout_s=0.3, retry_attempts=0)
+    async with (
+        cluster.serving({WEIGHTS_PATH: hang}) as address,
+        cluster.remote(address, fingerprint(holding), impatient) as coordinator,
+    ):
+        with pytest.raises(CheckpointError, match="given up after 1 attempts"):
+            await asyncio.wait_for(fetch(Remotes(coordinator), cache, holding, ["c"]), 10)
 
 
 async def test_a_full_disk_is_told_and_costs_only_what_was_unfinished(

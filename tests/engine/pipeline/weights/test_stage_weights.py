@@ -250,3 +250,21 @@ async def test_a_peer_that_has_the_layers_gives_them_to_others(
     assert watched.asked == held_bytes(checkpoint("llama"), 1, 3)
     assert source.asked.total() == num_asked
     assert sorted(open_checkpoint(fetched).tensors) == sorted(watched.asked)
+
+
+async def test_a_model_that_is_served_no_more_makes_way_for_the_next(
+    cluster: Cluster, compute: ThreadPoolExecutor, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first, second = (hold(checkpoint(kind), tmp_path / "hashes") for kind in ("llama", "gpt2"))
+    held = {fingerprint(holding): holding for holding in (first, second)}
+    cache = tmp_path / "cache"
+    folders = WeightFolders(copy=None, cache=str(cache), hashes=str(tmp_path / "own"), cache_limit_bytes=1)
+    async with cluster.serving(WeightSource(held.get, MAX_BYTES).posts, COORDINATOR) as address:
+        weights = StageWeights(folders, address, cluster.connect_as("peer-1"), compute)
+        await weights.obtain(stage_config(fingerprint(first), 0, 1), lambda *_: None)
+        await weights.obtain(stage_config(fingerprint(first), 1, 3), lambda *_: None)
+        assert [path.name for path in cache.iterdir()] == [fingerprint(first)]
+        assert weights.find_holding(fingerprint(first)) is not None
+        fetched = await weights.obtain(stage_config(fingerprint(second), 0, 1), lambda *_: None)
+        assert list(cache.iterdir()) == [fetched]
+        assert weights.find_holding(fingerprint(first)) is None
