@@ -10,6 +10,7 @@ from distllm.engine.pipeline.coordinator.snapshot import (
     ClusterSnapshot,
     LinkSnapshot,
     PeerSnapshot,
+    PredictionSnapshot,
     StageSnapshot,
 )
 from distllm.server.ports import Engine
@@ -28,6 +29,8 @@ class ClusterCollector(Collector):
         cluster = self._engine.cluster.value
         if cluster is not None:
             yield from _of_cluster(cluster)
+            if cluster.predicted is not None:
+                yield from _of_prediction(cluster.predicted)
             yield from _of_stages(cluster.stages)
             yield from _of_peers(cluster.peers)
             yield from _of_links(cluster.links)
@@ -48,12 +51,21 @@ def _of_cluster(cluster: ClusterSnapshot) -> Iterator[Metric]:
     yield peers
 
 
+def _of_prediction(predicted: PredictionSnapshot) -> Iterator[Metric]:
+    yield _gauge("predicted_ttft_seconds", "TTFT predicted of a single stream.", predicted.ttft_s)
+    yield _gauge("predicted_tpot_seconds", "TPOT predicted of a single stream.", predicted.tpot_s)
+    yield _gauge("predicted_tokens_per_second", "Predicted of the expected load.", predicted.tokens_per_s)
+
+
 def _of_stages(stages: list[StageSnapshot]) -> Iterator[Metric]:
     def family(name: str, help_text: str, read: Callable[[StageSnapshot], float | None]) -> Metric:
         rows = (((str(number), stage.peer_id), read(stage)) for number, stage in enumerate(stages))
         return _gauges(name, help_text, ("stage", "peer"), rows)
 
     yield family("stage_seconds", "Mean time of the latest steps.", lambda stage: stage.step_s)
+    yield family(
+        "stage_predicted_seconds", "Time predicted of a step of one token.", lambda it: it.predicted_step_s
+    )
     yield family("stage_layers", "Layers.", lambda stage: stage.end - stage.begin)
     yield family("stage_weight_bytes", "Bytes of weights.", lambda stage: stage.weight_bytes)
     yield family("stage_kv_blocks", "KV blocks that memory affords.", lambda stage: stage.num_blocks)
@@ -85,6 +97,8 @@ def _of_links(links: list[LinkSnapshot]) -> Iterator[Metric]:
 
     yield family("link_seconds", "Mean time until a frame was taken.", lambda link: link.frame_s)
     yield family("link_bytes_per_second", "Goodput while frames are sent.", lambda link: link.bytes_per_s)
+    yield family("link_delay_seconds", "Time one way, as measured beforehand.", lambda link: link.delay_s)
+    yield family("link_goodput_bytes_per_second", "As measured beforehand.", lambda link: link.goodput_bytes_per_s)
     yield family("link_relayed", "1 where the coordinator passes frames on.", lambda link: link.is_relayed)
     codecs = (((link.source, link.target, link.codec), 1.0) for link in links)
     yield _gauges("link_codec", "1 for the codec of its activations.", ("source", "target", "codec"), codecs)

@@ -7,6 +7,7 @@ from distllm.engine.pipeline.coordinator.snapshot import (
     ClusterSnapshot,
     LinkSnapshot,
     PeerSnapshot,
+    PredictionSnapshot,
     StageSnapshot,
 )
 
@@ -21,6 +22,7 @@ def stage(peer_id: str, begin: int, end: int, step_s: float | None = 0.0125) -> 
         kv_block_bytes=4096,
         weight_bytes=3 << 20,
         step_s=step_s,
+        predicted_step_s=0.01,
     )
 
 
@@ -60,11 +62,21 @@ def sample_cluster(**changes: object) -> ClusterSnapshot:
         stages=[stage("p1", 0, 3), stage("p2", 3, 6, step_s=None)],
         peers=[peer("p1", 0), peer("p2", 1), peer("p3", None)],
         links=[
-            LinkSnapshot(source="p1", target="p2", codec="fp8", is_relayed=True, frame_s=0.003, bytes_per_s=2e6)
+            LinkSnapshot(
+                source="p1",
+                target="p2",
+                codec="fp8",
+                is_relayed=True,
+                frame_s=0.003,
+                bytes_per_s=2e6,
+                delay_s=0.001,
+                goodput_bytes_per_s=5e6,
+            )
         ],
         events=[
             ClusterEvent(999.0, "recovered", "p1 [0, 3) -> p2 [3, 6)", duration_ms=250.0),
             ClusterEvent(998.75, "suspected", "it has been silent for 800 ms", "p4"),
         ],
+        predicted=PredictionSnapshot(ttft_s=0.5, tpot_s=0.025, tokens_per_s=120.0, binding_limit="compute of p1"),
     )
     return msgspec.structs.replace(cluster, **changes)

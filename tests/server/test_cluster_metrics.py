@@ -28,6 +28,12 @@ async def test_metrics_show_the_cluster_s_figures(client: httpx.AsyncClient, eng
         "distllm_cluster_recoveries_total": 1,
         "distllm_cluster_recovery_seconds_total": 0.25,
         "distllm_cluster_rebuilt_tokens_total": 64,
+        "distllm_cluster_predicted_ttft_seconds": 0.5,
+        "distllm_cluster_predicted_tpot_seconds": 0.025,
+        "distllm_cluster_predicted_tokens_per_second": 120,
+        'distllm_cluster_stage_predicted_seconds{peer="p2",stage="1"}': 0.01,
+        'distllm_cluster_link_delay_seconds{source="p1",target="p2"}': 0.001,
+        'distllm_cluster_link_goodput_bytes_per_second{source="p1",target="p2"}': 5e6,
         'distllm_cluster_peers{state="serving"}': 2,
         'distllm_cluster_peers{state="spare"}': 1,
         'distllm_cluster_peers{state="gone"}': 0,
@@ -50,9 +56,10 @@ async def test_metrics_show_the_cluster_s_figures(client: httpx.AsyncClient, eng
 
 
 async def test_what_is_not_known_yet_has_no_sample(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.cluster.replace(sample_cluster(epoch=None, last_recovery_s=None, links=[]))
+    engine.cluster.replace(sample_cluster(epoch=None, last_recovery_s=None, links=[], predicted=None))
     found = await samples(client)
     assert "distllm_cluster_epoch" not in found
+    assert "distllm_cluster_predicted_tpot_seconds" not in found
     assert 'distllm_cluster_stage_seconds{peer="p2",stage="1"}' not in found
     assert not any(name.startswith("distllm_cluster_link") for name in found)
 

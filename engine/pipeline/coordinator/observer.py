@@ -17,11 +17,14 @@ from distllm.engine.pipeline.coordinator.snapshot import (
     OnCluster,
     PeerSnapshot,
     PeerState,
+    PredictionSnapshot,
     StageSnapshot,
 )
 from distllm.engine.pipeline.coordinator.stage import Stage
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
+from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.placement.prediction import Prediction
 from distllm.engine.pipeline.security.peer_id import PeerId
 
 logger = logging.getLogger("distllm.pipeline")
@@ -35,9 +38,16 @@ class Observer:
     """Of one coordinator, in its event loop."""
 
     def __init__(
-        self, members: Members, pipeline: Pipeline, whole: StageConfig, num_needed: int, events: EventLog
+        self,
+        members: Members,
+        survey: Survey,
+        pipeline: Pipeline,
+        whole: StageConfig,
+        num_needed: int,
+        events: EventLog,
     ) -> None:
         self._members = members
+        self._survey = survey
         self._num_layers, self._num_needed = whole.num_layers, num_needed
         self._pipeline = pipeline
         self._events = events
@@ -72,17 +82,19 @@ class Observer:
             recoveries_total=events.recoveries_total,
             recovery_s_total=events.recovery_s_total,
             last_recovery_s=events.last_recovery_s,
-            stages=[self._stage(stage) for stage in stages],
+            stages=[self._stage(stage, status.predicted) for stage in stages],
             peers=[self._peer(member, status) for member in self._members.heard_since(_GONE_SHOWN_S)],
             links=[
                 self._link(source.peer_id, target.peer_id, route)
                 for (source, target), route in zip(pairwise(stages), status.routes[1:], strict=True)
             ],
             events=events.recent(),
+            predicted=None if status.predicted is None else _in_short(status.predicted),
         )
 
-    def _stage(self, stage: Stage) -> StageSnapshot:
+    def _stage(self, stage: Stage, predicted: Prediction | None) -> StageSnapshot:
         member = self._members[stage.peer_id]
+        steps_s = {} if predicted is None else {str(it.peer_id): it.decode_s for it in predicted.stages}
         return StageSnapshot(
             peer_id=stage.peer_id,
             begin=stage.config.begin,
@@ -92,6 +104,7 @@ class Observer:
             kv_block_bytes=stage.info.kv_block_bytes,
             weight_bytes=stage.info.weight_bytes,
             step_s=member.workload.step_s,
+            predicted_step_s=steps_s.get(str(stage.peer_id)),
         )
 
     def _peer(self, member: Member, status: PipelineStatus) -> PeerSnapshot:
@@ -117,6 +130,7 @@ class Observer:
 
     def _link(self, source: PeerId, target: PeerId, route: Route) -> LinkSnapshot:
         workload = self._members[source].workload
+        measured = self._survey.link(self._members[source], self._members[target])
         return LinkSnapshot(
             source=source,
             target=target,
@@ -124,7 +138,18 @@ class Observer:
             is_relayed=not route.is_direct,
             frame_s=workload.frame_s,
             bytes_per_s=workload.bytes_per_s,
+            delay_s=None if measured is None else measured.delay_s,
+            goodput_bytes_per_s=None if measured is None else measured.bytes_per_s,
         )
+
+
+def _in_short(prediction: Prediction) -> PredictionSnapshot:
+    return PredictionSnapshot(
+        ttft_s=prediction.ttft_s,
+        tpot_s=prediction.tpot_s,
+        tokens_per_s=prediction.tokens_per_s,
+        binding_limit=prediction.binding_limit,
+    )
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

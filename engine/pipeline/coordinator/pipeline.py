@@ -81,6 +81,7 @@ class Pipeline:
             epoch=None if self._log is None else self._log.epoch,
             is_serving=self._is_serving,
             waiting=self._waiting,
+            predicted=self._placer.served,
             num_in_flight=len(self._futures),
             rebuilt_tokens_total=self._rebuilt_tokens_total,
         )

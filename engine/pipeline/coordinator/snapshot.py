@@ -27,7 +27,8 @@ class ClusterEvent(msgspec.Struct, frozen=True):
 class StageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Layers [begin, end) and who serves them. `num_blocks` are the KV blocks that its memory affords.
 
-    `step_s` is the mean of the latest steps, None before the first.
+    `step_s` is the mean of the latest steps, None before the first; `predicted_step_s` what was predicted of a step
+    that decodes one token, None where that is not known.
     """
 
     peer_id: str
@@ -38,6 +39,7 @@ class StageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     kv_block_bytes: int
     weight_bytes: int
     step_s: float | None
+    predicted_step_s: float | None = None
 
 
 class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +68,8 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """From one stage to the next: the mean seconds until a frame was taken, and the goodput while frames were sent.
 
-    Both are of the latest frames, None before the first. Where it `is_relayed`, frames go through the coordinator.
+    Both are of the latest frames, None before the first. `delay_s` and `goodput_bytes_per_s` are what was measured
+    one way before any frame was sent, None where it was not. Where it `is_relayed`, frames go through the coordinator.
     """
 
     source: str
@@ -75,13 +78,24 @@ class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     is_relayed: bool = False
     frame_s: float | None
     bytes_per_s: float | None
+    delay_s: float | None = None
+    goodput_bytes_per_s: float | None = None
+
+
+class PredictionSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What was predicted of the plan that serves: of a single stream, and of the load that is expected."""
+
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+    binding_limit: str
 
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """`time_s` is time.time(). `stages` are those of the present plan, or of the last where none fits.
 
     `waiting` says why no plan fits; it is None also while a new one is being put in place. `epoch` is None before
-    the first plan. `events` are the newest first.
+    the first plan. `events` are the newest first. `predicted` is None where peers are not measured.
     """
 
     time_s: float
@@ -99,6 +113,7 @@ class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     peers: list[PeerSnapshot]
     links: list[LinkSnapshot]
     events: list[ClusterEvent]
+    predicted: PredictionSnapshot | None = None
 
 
 OnCluster = Callable[[ClusterSnapshot], None]

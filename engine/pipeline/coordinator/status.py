@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from distllm.engine.pipeline.coordinator.routes import Route
 from distllm.engine.pipeline.coordinator.stage import Stage
+from distllm.engine.pipeline.placement.prediction import Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +12,8 @@ class PipelineStatus:
     """`stages` are the present ones, or the last, each with the way to it in `routes`; `epoch` is None before the
     first.
 
-    `waiting` says why none fits. The KV of `rebuilt_tokens_total` tokens was computed anew after losses.
+    `waiting` says why none fits, `predicted` what the present ones should give, None where that is not known. KV
+    of `rebuilt_tokens_total` tokens was computed anew after losses.
     """
 
     stages: list[Stage]
@@ -19,5 +21,6 @@ class PipelineStatus:
     epoch: int | None
     is_serving: bool
     waiting: str | None
+    predicted: Prediction | None
     num_in_flight: int
     rebuilt_tokens_total: int

@@ -96,6 +96,11 @@ class Survey:
         """Whether a peer can send to another, as far as that is not known to be otherwise."""
         return not isinstance(self._link(source, target), _Unreachable)
 
+    def link(self, source: Member, target: Member) -> Link | None:
+        """From one peer straight to another; None where there is none, or it is not measured."""
+        known = self._link(source, target)
+        return known if isinstance(known, Link) else None
+
     def goodput(self, source: Member, target: Member) -> float | None:
         """Bytes/s from one peer to another, where need be through the coordinator; None where that is not known."""
         match self._link(source, target):

@@ -79,13 +79,18 @@ function kvMeter(usage) {
   return meter;
 }
 
+function step(stage) {
+  const predicted = stage.predicted_step_s === null ? "" : `, alone ${duration(stage.predicted_step_s)} predicted`;
+  return `step ${duration(stage.step_s)}${predicted}`;
+}
+
 function stageBox(stage, peer, stats) {
   const kv = `KV ${bytes(stats.num_blocks * stage.kv_block_bytes)}, room for ${stage.num_blocks} blocks`;
   return element("li", "stage",
     element("b", "", stage.peer_id),
     element("span", "", layers(stage.begin, stage.end)),
     peer ? toned(peer.state) : toned("gone"),
-    element("span", "", `step ${duration(stage.step_s)}`),
+    element("span", "", step(stage)),
     element("span", "", `weights ${bytes(stage.weight_bytes)}`),
     element("span", "", kv),
     kvMeter(stats.kv_cache_usage),
@@ -96,7 +101,13 @@ function linkArrow(link) {
   const goodput = link?.bytes_per_s ? `${bytes(link.bytes_per_s)}/s` : "";
   const way = [...(link?.is_relayed ? ["relayed"] : []), ...(link && link.codec !== "none" ? [link.codec] : [])];
   const lines = [duration(link?.frame_s ?? null), goodput, way.join(", ")];
-  return element("li", "link", ...lines.map(line => element("span", "", line)));
+  const arrow = element("li", "link", ...lines.map(line => element("span", "", line)));
+  if (link?.delay_s != null) {
+    arrow.title = `measured before: ${duration(link.delay_s)} one way, ${bytes(link.goodput_bytes_per_s)}/s`;
+    arrow.append(element("span", "faint", `delay ${duration(link.delay_s)}`));
+    arrow.append(element("span", "faint", `up to ${bytes(link.goodput_bytes_per_s)}/s`));
+  }
+  return arrow;
 }
 
 function chain({ cluster, stats }) {
@@ -108,6 +119,13 @@ function chain({ cluster, stats }) {
   const spares = cluster.peers.filter(peer => peer.stage === null && peer.state !== "gone");
   const boxes = spares.map(peer => element("li", "spare", element("b", "", peer.peer_id), toned(peer.state)));
   return items.length + boxes.length ? [...items, ...boxes] : [element("li", "faint", "no peer is here")];
+}
+
+function prediction({ predicted }) {
+  if (!predicted) return "";
+  const single = `TTFT ${duration(predicted.ttft_s)} and TPOT ${duration(predicted.tpot_s)} for one stream`;
+  const load = `${predicted.tokens_per_s.toFixed(0)} tokens a second of the expected load`;
+  return `Predicted: ${single}, ${load}, bound by ${predicted.binding_limit}.`;
 }
 
 function peerRow(peer) {
@@ -142,6 +160,7 @@ function show(report) {
   if (cluster) {
     fill("figures", figures(report));
     fill("chain", chain(report));
+    document.getElementById("prediction").textContent = prediction(cluster);
     fill("peers", cluster.peers.map(peerRow));
     fill("events", cluster.events.map(eventRow));
   }

@@ -52,8 +52,12 @@ async def test_the_page_draws_the_plan_as_a_chain_and_follows_it(engine: FakeEng
         boxes = await texts(tab, "#chain > li")
         assert [box.splitlines()[0] for box in boxes] == ["p1", "3.00 ms", "p2", "p3"]
         assert "layers 0–2" in boxes[0]
-        assert "step 13 ms" in boxes[0]
+        assert "step 13 ms, alone 10 ms predicted" in boxes[0]
         assert "step –" in boxes[2]
+        assert "delay 1.00 ms" in boxes[1]
+        (predicted,) = await texts(tab, "#prediction")
+        assert "TTFT 500 ms and TPOT 25 ms" in predicted
+        assert "bound by compute of p1" in predicted
         assert "1.9 MiB/s" in boxes[1]
         assert boxes[3].splitlines()[1] == "spare"
         assert await texts(tab, "#state") == ["ready"]
