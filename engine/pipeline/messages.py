@@ -181,6 +181,13 @@ class LoadFailed(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class StageLost(Message, frozen=True, kw_only=True):
+    """A stage that was loaded is not there any more, though its peer is; it may be loaded anew."""
+
+    config: StageConfig
+    reason: str
+
+
 class Fenced(Message, frozen=True, kw_only=True):
     """The peer has left all epochs before this one."""
 
@@ -237,6 +244,7 @@ ToCoordinator = (
     | Loading
     | Loaded
     | LoadFailed
+    | StageLost
     | Fenced
     | FenceFailed
     | Result

@@ -25,4 +25,4 @@ def numerics_family(checkpoint: Checkpoint, config: EngineConfig) -> str:
     """What is added to the name of an engine's numerics. Raises as quantization_name does."""
     weights = quantization_name(checkpoint, config.quantization)
     kv = None if config.kv_cache_dtype == "auto" else f"kv{config.kv_cache_dtype}"
-    return "".join(f"-{name}" for name in (weights, kv) if name is not None)
+    return "".join(f"/{name}" for name in (weights, kv) if name is not None)

@@ -69,6 +69,11 @@ class Member:
             self.asked &= set(configs)
             self.send(Keep(configs=configs))
 
+    def lose(self, config: StageConfig) -> None:
+        """A stage is not loaded any more, by no wish of ours; it may be asked for again."""
+        self.loaded.pop(config, None)
+        self.asked.discard(config)
+
     def send_frame(self, frame: bytes) -> None:
         """Lost where there is no link: whoever watches this member finds that out."""
         if self.outbound is not None:

@@ -290,6 +290,8 @@ class Pipeline:
             return "was started anew"
         if member.silent_s > self._silence_s:
             return f"has been silent for {member.silent_s * 1000:.0f} ms"
+        if stage.config not in member.loaded:
+            return "has lost its layers"
         return None if member.trouble is None else f"is in trouble: {member.trouble}"
 
     def _have_forgotten(self) -> None:

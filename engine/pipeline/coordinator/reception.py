@@ -25,6 +25,7 @@ from distllm.engine.pipeline.messages import (
     MeasureFailed,
     Probed,
     Result,
+    StageLost,
     ToCoordinator,
     Welcome,
 )
@@ -166,6 +167,11 @@ class Reception:
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
                 member.refused[message.config] = message.reason
+            case StageLost():
+                layers = f"[{message.config.begin}, {message.config.end})"
+                logger.error("%s has lost %s: %s", member.peer_id, layers, message.reason)
+                self._events.note("failed", f"has lost {layers}: {message.reason}", member.peer_id)
+                member.lose(message.config)
             case Measured() | MeasureFailed() | Probed():
                 self._on_measured(member, message)
             case Fenced():

@@ -3,20 +3,23 @@
 import asyncio
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from distllm.engine.factory import num_ranks
 from distllm.engine.pipeline.peer.peer import Peer
 from distllm.engine.pipeline.peer.start import PeerStart
 
 
 async def serve(start: PeerStart) -> str:
     """Be a peer until the coordinator dismisses it; why."""
+    here = replace(start.here, tensor_parallel_size=num_ranks(start.here))
     peer = Peer(
         start.coordinator,
         Path(start.directory),
-        start.here,
+        here,
         start.weights,
         start.host,
         start.port,

@@ -42,6 +42,7 @@ from distllm.engine.pipeline.messages import (
     ProbeLinks,
     Result,
     StageConfig,
+    StageLost,
     StepHeader,
     ToCoordinator,
     ToPeer,
@@ -107,7 +108,7 @@ class Peer:
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
         self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
-        self._stages = LoadedStages(self._weights, here, self._loading)
+        self._stages = LoadedStages(self._weights, here, self._loading, self._report_lost)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
         self._surveyor = Surveyor(
             here, measure_free_bytes(resolve_device(here.device)), directory / "measured", self._compute
@@ -130,6 +131,7 @@ class Peer:
             for task in self._tasks:
                 task.cancel()
             await self._stop_listening()
+            self._stages.close()
             self._compute.shutdown(wait=False, cancel_futures=True)
             self._loading.shutdown(wait=False, cancel_futures=True)
 
@@ -310,6 +312,10 @@ class Peer:
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
         result = Result(epoch=header.epoch, number=header.number, output=output)
         await self._tell(result, header.epoch)
+
+    def _report_lost(self, config: StageConfig, reason: str) -> None:
+        logger.error("layers %d to %d are lost: %s", config.begin, config.end - 1, reason)
+        self._begin(self._tell(StageLost(config=config, reason=reason)))
 
     def _report_trouble(self, trouble: EdgeDown | FenceFailed) -> None:
         self._begin(self._tell(trouble, trouble.epoch))

@@ -19,9 +19,7 @@ from distllm.engine.factory import build_executor
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.stage_model.plan import plan_stage
 from distllm.engine.quantization.config import QuantizationConfig
-from distllm.engine.served_model import prepare_model
 from tests.engine.conftest import MODELS, Served, make_model
-from tests.engine.distributed.thread_ranks import ThreadGroup, on_every_rank
 from tests.engine.pipeline.stages import check_bits, config_of, load_stage, load_stages, step_of
 from tests.engine.test_forward import NUM_BLOCKS, Part, make_stories, mixed_batch
 from tests.engine.test_stored_quantization import FORMATS, write
@@ -219,13 +217,3 @@ def test_a_stage_may_be_left_without_any_parameter(tmp_path: Path, name: str) ->
     executor = build_executor(config_of(tmp_path, num_blocks=NUM_BLOCKS), lambda *_: None)
     stages = load_stages(config_of(tmp_path), (1, 2), NUM_BLOCKS)
     check_bits(Served(tmp_path, executor), stages, mixed_batch())
-
-
-def test_a_stage_is_not_shared_by_ranks(checkpoint: Checkpoints) -> None:
-    config = config_of(checkpoint("llama"))
-
-    def load(group: ThreadGroup) -> object:
-        return prepare_model(config, lambda *_: None, group, LayerRange(0, 1, 3))
-
-    with pytest.raises(ValueError, match="a stage cannot be shared by ranks"):
-        on_every_rank(2, load)
