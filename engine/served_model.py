@@ -36,6 +36,7 @@ from distllm.engine.pipeline.stage_model.plan import StagePlan, plan_stage
 from distllm.engine.pipeline.stage_model.stage_forward import StageForward
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_outputs
 from distllm.engine.stage_log import StageLog
@@ -217,7 +218,7 @@ def load_part(
     sharding: Sharding | None = None
     if rank_of_size is not None:
         blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-        unit = inner_unit(checkpoint, config.quantization)
+        unit = max(inner_unit(checkpoint, it) for it in _quantizations(config))
         sharding = plan_sharding(model, *rank_of_size, blocks, unit, None if stage is None else len(stage.layers))
         check_loadable(checkpoint, _build(checkpoint, stage, dtype, torch.device("meta"))[0], dtype)
         shrink(model, sharding)
@@ -228,6 +229,10 @@ def load_part(
     if stage is not None:
         leave_anchor(model, dtype, device)
     return LoadedPart(model, sharding, boundary)
+
+
+def _quantizations(config: EngineConfig) -> set[QuantizationConfig | None]:
+    return {run.config for run in config.layer_quantization} or {config.quantization}
 
 
 def _build(

@@ -57,6 +57,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
         coordinator=coordinator,
         directory=str(directory.absolute()),
         here=here,
+        quantization=arguments.quantization,
         weights=weights,
         host=host,
         port=arguments.port,

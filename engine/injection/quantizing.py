@@ -1,6 +1,6 @@
 """Chooses how each weight of a model is quantized."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -34,6 +34,27 @@ def choose_schemes(model: PreTrainedModel, config: QuantizationConfig) -> Scheme
             schemes[module] = config.mlp if is_mlp(name) else config.linear
             for weight, in_features in _inputs(name, module):
                 check_divides(weight, in_features, schemes[module])
+    return schemes
+
+
+def choose_schemes_by_layer(
+    model: PreTrainedModel, layers: Sequence[nn.Module], configs: Sequence[QuantizationConfig | None]
+) -> Schemes:
+    """The same where each of the decoder `layers` has a config of its own, or None.
+
+    The embedding is as the first of them, and so is a head that is tied to it; all other weights are as the last.
+    """
+    by_config = {config: choose_schemes(model, config) for config in set(configs) if config is not None}
+    owners = {module: config for layer, config in zip(layers, configs, strict=True) for module in layer.modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    owners[embedding] = configs[0]
+    if head is not None and weight_of(head) is weight_of(embedding):
+        owners[head] = configs[0]
+    schemes: dict[nn.Module, WeightScheme] = {}
+    for module in model.modules():
+        config = owners.get(module, configs[-1])
+        if config is not None and module in by_config[config]:
+            schemes[module] = by_config[config][module]
     return schemes
 
 

@@ -2,13 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from distllm.engine.quantization.config import QuantizationWish
 
 _EPILOG = """\
 examples:
   distllm peer --join gpu-1:5555 --token T                  join, have layers of the model sent, and serve them
   distllm peer --join gpu-1:5555                            again, once this machine has joined
   distllm peer --join gpu-1:5555 --model ./my-checkpoint    with a copy of the model that is here already
+  distllm peer --join gpu-1:5555 --quantization int8        with half the memory for its layers
   distllm peer --join gpu-1:5555 --tensor-parallel-size 2   its layers are computed by two processes, or GPUs
 
 A token is printed by `distllm token` where the coordinator runs.
@@ -51,6 +54,11 @@ def add(commands: Any) -> None:
         "--num-threads", type=int, metavar="N", help="threads of the CPU kernels (default: one a core)"
     )
     peer.add_argument("--kv-cache-memory", type=float, metavar="GIB", help="GiB for the KV cache")
+    peer.add_argument(
+        "--quantization",
+        choices=get_args(QuantizationWish),
+        help="how this peer's layers are quantized while they load (default: as the coordinator says)",
+    )
     peer.add_argument(
         "--tensor-parallel-size",
         default="1",

@@ -11,6 +11,7 @@ from distllm.engine.pipeline.messages import CONTROL, Beat, Endpoint, Keep, Load
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.wire.frame import encode_frame
+from distllm.engine.quantization.config import QuantizationWish
 
 _FORGIVEN_S = 5.0
 
@@ -20,6 +21,7 @@ class Member:
     """A peer, as the coordinator knows it. `outbound` is its link, None while there is none.
 
     `loaded` are the stages that this boot of it has in memory, `refused` those that it cannot have, and why.
+    `wish` is how it would have layers quantized.
     """
 
     peer_id: PeerId
@@ -27,6 +29,7 @@ class Member:
     boot: str = ""
     endpoint: Endpoint | None = None
     free_bytes: int = 0
+    wish: QuantizationWish | None = None
     heard_s: float = 0.0
     busy_s: float = 0.0
     workload: Workload = field(default_factory=Workload)

@@ -197,6 +197,7 @@ class Reception:
             self._events.note("refused", f"as many as {self._max_peers} peers are here", member.peer_id)
             return Reply.refusal(403, f"coordinator.max_workers is {self._max_peers}, and as many peers are here")
         member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
+        member.wish = hello.quantization
         self._members.changed.set()
         logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)
         self._events.note("connected", f"at {hello.endpoint.host}:{hello.endpoint.port}", member.peer_id)

@@ -25,6 +25,7 @@ async def serve(start: PeerStart) -> str:
         start.port,
         start.listen or (start.host, start.port),
         start.max_message_bytes,
+        start.quantization,
     )
     return await peer.run()
 

@@ -67,6 +67,7 @@ from distllm.engine.pipeline.wire.frame import Frame, decode_frame, encode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.quantization.config import QuantizationWish
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -78,7 +79,7 @@ _decode_message = msgspec.msgpack.Decoder(ToPeer)
 class Peer:
     """`directory` holds its identity and what it measured.
 
-    `weights` say what its stages are loaded from, `here` what they run on.
+    `weights` say what its stages are loaded from, `here` what they run on, `wish` how they had better be quantized.
 
     It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
     """
@@ -93,6 +94,7 @@ class Peer:
         port: int,
         listen: tuple[str, int],
         max_message_bytes: int,
+        wish: QuantizationWish | None = None,
         renewal_check_s: float = 60.0,
     ) -> None:
         self._coordinator = coordinator
@@ -103,6 +105,7 @@ class Peer:
         self._here = here
         self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
+        self._wish = wish
         self._beat_s: float | None = None
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
@@ -200,7 +203,11 @@ class Peer:
         device = resolve_device(self._here.device)
         endpoint = Endpoint(peer_id=self._identity.peer_id, host=self._host, port=self._port)
         hello = Hello(
-            version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=measure_free_bytes(device)
+            version=PROTOCOL_VERSION,
+            boot=self._boot,
+            endpoint=endpoint,
+            free_bytes=measure_free_bytes(device),
+            quantization=self._wish,
         )
         status, answer = await uplink.post("/v1/report", _frame(hello), 10.0)
         if status != 200:

@@ -135,6 +135,7 @@ def engine_config(config: StageConfig, here: EngineConfig) -> EngineConfig:
         dtype=config.dtype,
         kv_cache_dtype=config.kv_cache_dtype,
         quantization=config.quantization,
+        layer_quantization=config.layer_quantization,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
