@@ -174,12 +174,16 @@ def _inject_modules(served: ServedModel, group: RankGroup | None, log: StageLog)
     return injected
 
 
-def check_division(config: EngineConfig, size: int) -> None:
-    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model. Reads no weights."""
-    checkpoint = open_for_rank(Path(config.model), 0, size)
-    model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
+def check_division(config: EngineConfig, size: int, layers: LayerRange | None = None) -> None:
+    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model, or these `layers` of it.
+
+    Reads no weights.
+    """
+    stage = None if layers is None else plan_stage(Path(config.model), layers)
+    checkpoint = open_for_rank(Path(config.model), 0, size) if stage is None else stage.checkpoint
+    model, _ = _build(checkpoint, stage, torch.bfloat16, torch.device("meta"))
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-    plan_sharding(model, 0, size, blocks)
+    plan_sharding(model, 0, size, blocks, num_layers=None if layers is None else len(layers))
 
 
 def _pool_need(

@@ -10,6 +10,7 @@ from distllm.engine.numerics import kernels_of
 from distllm.engine.pipeline.coordinator.division import Layers
 from distllm.engine.pipeline.coordinator.stage import Stage
 from distllm.engine.pipeline.messages import StageConfig
+from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.quantization.by_layer import by_layer, runs_of
 from distllm.engine.quantization.config import QuantizationConfig, QuantizationWish
 
@@ -63,21 +64,25 @@ class Arithmetic:
         """Whether a stage that was loaded so has the bits of what serves, or served, its layers."""
         return self._layers[config.begin : config.end] == [*_layers_of(config, info)]
 
-    def settle(self, stages: Sequence[Stage]) -> list[str]:
-        """Note how these compute, which together are the whole model; in which stages that is new, in sentences."""
-        layers = [layer for stage in stages for layer in _layers_of(stage.config, stage.info)]
-        changes = []
-        for stage in stages if self._layers else ():
-            begin, end = stage.config.begin, stage.config.end
-            number = next((it for it in range(begin, end) if layers[it] != self._layers[it]), None)
+    def settle(self, stages: Sequence[Stage]) -> list[tuple[PeerId, str]]:
+        """Note how these compute, which together are the whole model; which peers do so in another way than before.
+
+        Of those, in words, with what that means.
+        """
+        before = self._layers
+        self._layers = [layer for stage in stages for layer in _layers_of(stage.config, stage.info)]
+        return [*self._changes(before, stages)] if before else []
+
+    def _changes(self, before: Sequence[_Layer], stages: Sequence[Stage]) -> Iterator[tuple[PeerId, str]]:
+        for stage in stages:
+            layers = range(stage.config.begin, stage.config.end)
+            number = next((it for it in layers if self._layers[it] != before[it]), None)
             if number is not None:
-                now, before = layers[number], self._layers[number]
-                changes.append(
-                    f"{stage.peer_id} computes layer {number} as {now}, which was computed as {before}: "
-                    "from here on answers are the same up to rounding"
+                yield (
+                    stage.peer_id,
+                    f"computes layer {number} as {self._layers[number]}, which was computed as {before[number]}: "
+                    "from here on answers are the same up to rounding",
                 )
-        self._layers = layers
-        return changes
 
 
 def wished(wish: QuantizationWish | None, usual: QuantizationConfig | None) -> QuantizationConfig | None:

@@ -111,9 +111,9 @@ class Pipeline:
 
     def _tell_of(self, stages: list[Stage], stopped_s: float, was_loss: bool) -> None:
         """That steps run again, which none did for `stopped_s`, and where they give other bits."""
-        for change in self._arithmetic.settle(stages):
-            logger.warning("%s", change)
-            self._events.note("rounding", change)
+        for peer_id, change in self._arithmetic.settle(stages):
+            logger.warning("%s %s", peer_id, change)
+            self._events.note("rounding", change, peer_id)
         chain = chain_of(stages)
         logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
         if was_loss:

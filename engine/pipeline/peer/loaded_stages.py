@@ -34,8 +34,9 @@ class LoadedStages:
 
     def keep(self, configs: Collection[StageConfig]) -> None:
         """Give back the memory of all others."""
+        loop = asyncio.get_running_loop()
         for config in self._stages.keys() - set(configs):
-            self._compute.submit(self._stages.pop(config).close)
+            loop.run_in_executor(None, self._stages.pop(config).close)
 
     def close(self) -> None:
         """Leave none."""

@@ -25,7 +25,7 @@ from distllm.engine.pipeline.ranks.orders import Allocate, AnyOrder, ComputeStep
 from distllm.engine.pipeline.stage_model.stage_forward import StageForward
 from distllm.engine.progress import OnLost, Progress
 from distllm.engine.sampling.needed_logits import NeededLogits
-from distllm.engine.served_model import ServedModel, prepare_model
+from distllm.engine.served_model import ServedModel, check_division, prepare_model
 
 logger = logging.getLogger("distllm.engine")
 
@@ -109,6 +109,7 @@ def start_sharded_stage(
     assert size is not None
     device: DeviceName = "cuda" if resolve_device(config.device).type == "cuda" else "cpu"
     config = replace(config, device=device)
+    check_division(config, size, layers)
     placement = spawn_ranks(size)
     watch = RankWatch(placement, config.rank_timeout_s, on_lost)
     reason = why_gathered(device, size, size, placement.num_cores)

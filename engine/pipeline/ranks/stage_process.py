@@ -54,6 +54,7 @@ class StageProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what libraries print is no output of the peer's
             )
+        self._asking = threading.Lock()
         self._is_closed = False
         self._reason: str | None = None
         try:
@@ -97,15 +98,16 @@ class StageProcess:
         return answer.info
 
     def _ask(self, request: ToFirstRank, tensor: Tensor | None = None) -> tuple[ToPeer, Tensor | None]:
-        with contextlib.suppress(OSError):  # it has ended, as the answer will tell
-            self._connection.send_bytes(encode(request, tensor))
-        return self._receive()
+        with self._asking:
+            with contextlib.suppress(OSError):  # it has ended, as the answer will tell
+                self._connection.send_bytes(encode(request, tensor))
+            return self._receive()
 
     def _receive(self) -> tuple[ToPeer, Tensor | None]:
         try:
             answer, tensor = decode_answer(self._connection.recv_bytes())
         except (EOFError, OSError):
-            raise RanksLost(self._why_lost()) from None
+            raise RanksLost(self._why_ended()) from None
         if isinstance(answer, Failed):
             self._reason = answer.reason
             raise RanksLost(answer.reason)
@@ -113,10 +115,13 @@ class StageProcess:
 
     def _watch(self) -> None:
         self._process.wait()
-        if not self._is_closed:
-            self._on_lost(self._why_lost())
+        if self._is_closed:
+            return
+        with self._asking, contextlib.suppress(RanksLost):  # its last words, unless they were an answer
+            self._receive()
+        self._on_lost(self._why_ended())
 
-    def _why_lost(self) -> str:
+    def _why_ended(self) -> str:
         if self._reason is not None:
             return self._reason
         code = self._process.wait()
