@@ -150,7 +150,8 @@ def prepare_model(
     freeze_rotary(model, max_model_len)
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
     need = _pool_need(config, model, attending, max_model_len, kv_dtype, boundary)
-    weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, attending, need)
+    placement = WeightPlacement(config, compute, device, lane, group, on_progress)
+    weights = placement.place(model, attending, need, embeds=boundary is None or boundary.layers.is_first)
     log.quantized(model, weights.schemes)
     num_bytes, offloaded = weights.num_bytes, weights.offloaded
     served = ServedModel(

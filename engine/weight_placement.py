@@ -48,12 +48,15 @@ class WeightPlacement:
     group: RankGroup | None
     on_progress: Progress
 
-    def place(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], need: PoolNeed) -> PlacedWeights:
+    def place(
+        self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], need: PoolNeed, *, embeds: bool = True
+    ) -> PlacedWeights:
         """Leave no weight of `model` as it was loaded. Raises OutOfMemory, QuantizationError or OffloadError.
 
-        `need` is the KV pool that shares the memory with layers that are offloaded.
+        `need` is the KV pool that shares the memory with layers that are offloaded. A stage that is not the first
+        one `embeds` nothing.
         """
-        schemes = self._schemes(model, layers)
+        schemes = self._schemes(model, layers, embeds)
         if self.lane is None:
             return PlacedWeights(schemes, self._inject(model, schemes, None), None)
         try:
@@ -66,10 +69,11 @@ class WeightPlacement:
         settled = settle_layers(offloader, self.config, need, num_bytes, self.device, self.group)
         return PlacedWeights(schemes, num_bytes, settled)
 
-    def _schemes(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer]) -> Schemes:
+    def _schemes(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], embeds: bool) -> Schemes:
         if self.config.layer_quantization:
             decoder_layers = find_decoder_layers(model, [layer.module for layer in layers])
-            return choose_schemes_by_layer(model, decoder_layers, [*by_layer(self.config.layer_quantization)])
+            configs = [*by_layer(self.config.layer_quantization)]
+            return choose_schemes_by_layer(model, decoder_layers, configs, embeds=embeds)
         quantization = self.config.quantization
         return {} if quantization is None else choose_schemes(model, quantization)
 

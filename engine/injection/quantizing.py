@@ -38,18 +38,24 @@ def choose_schemes(model: PreTrainedModel, config: QuantizationConfig) -> Scheme
 
 
 def choose_schemes_by_layer(
-    model: PreTrainedModel, layers: Sequence[nn.Module], configs: Sequence[QuantizationConfig | None]
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    configs: Sequence[QuantizationConfig | None],
+    *,
+    embeds: bool,
 ) -> Schemes:
-    """The same where each of the decoder `layers` has a config of its own, or None.
+    """The same of a stage, where each of its decoder `layers` has a config of its own, or None.
 
-    The embedding is as the first of them, and so is a head that is tied to it; all other weights are as the last.
+    The embedding of one that `embeds` is as the first of them, and so is a head that is tied to it; all other
+    weights are as the last.
     """
     by_config = {config: choose_schemes(model, config) for config in set(configs) if config is not None}
     owners = {module: config for layer, config in zip(layers, configs, strict=True) for module in layer.modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    owners[embedding] = configs[0]
-    if head is not None and weight_of(head) is weight_of(embedding):
-        owners[head] = configs[0]
+    if embeds:
+        owners[embedding] = configs[0]
+        if head is not None and weight_of(head) is weight_of(embedding):
+            owners[head] = configs[0]
     schemes: dict[nn.Module, WeightScheme] = {}
     for module in model.modules():
         config = owners.get(module, configs[-1])

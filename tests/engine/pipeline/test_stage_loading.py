@@ -18,9 +18,10 @@ from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.factory import build_executor
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.stage_model.plan import plan_stage
+from distllm.engine.quantization.by_layer import runs_of
 from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.conftest import MODELS, Served, make_model
-from tests.engine.pipeline.stages import check_bits, config_of, load_stage, load_stages, step_of
+from tests.engine.pipeline.stages import check_bits, config_of, load_stage, load_stages, run_stages, step_of
 from tests.engine.test_forward import NUM_BLOCKS, Part, make_stories, mixed_batch
 from tests.engine.test_stored_quantization import FORMATS, write
 
@@ -217,3 +218,43 @@ def test_a_stage_may_be_left_without_any_parameter(tmp_path: Path, name: str) ->
     executor = build_executor(config_of(tmp_path, num_blocks=NUM_BLOCKS), lambda *_: None)
     stages = load_stages(config_of(tmp_path), (1, 2), NUM_BLOCKS)
     check_bits(Served(tmp_path, executor), stages, mixed_batch())
+
+
+@pytest.mark.parametrize("kind", ["llama-odd", "gpt2", "mixtral"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_layers_may_be_quantized_each_in_its_own_way(checkpoint: Checkpoints, kind: str, backend: str) -> None:
+    """A stage of several such has the bits of stages that have them one by one."""
+    int8, int4 = QuantizationConfig.named("int8"), QuantizationConfig.named("int4")
+    configs = [int8, None, int4] if kind != "llama-odd" else [int8, None, int8]
+    plain = config_of(checkpoint(kind), "bfloat16", attention_backend=backend)
+    alone = [
+        load_stage(replace(plain, quantization=config), number, number + 1).stage_over(NUM_BLOCKS)
+        for number, config in enumerate(configs)
+    ]
+    for cuts in ((1,), (2,)):
+        spans = zip([0, *cuts], [*cuts, 3], strict=True)
+        mixed = [
+            load_stage(replace(plain, layer_quantization=runs_of(configs[begin:end])), begin, end)
+            for begin, end in spans
+        ]
+        forwards = [served.stage_over(NUM_BLOCKS) for served in mixed]
+        for step in mixed_batch():
+            batch = step_of(step)
+            found, expected = run_stages(forwards, batch).whole, run_stages(alone, batch).whole
+            if (kind, backend) == ("mixtral", "reference"):  # where transformers sums a dense layer's experts
+                assert (found - expected).abs().max() < 0.1
+            else:
+                assert torch.equal(found, expected)
+        longer = next(served for served in mixed if len(served.layers) == 2)
+        assert longer.compute.family in ("/1xw8+1xstored", "/1xstored+1xw4g32", "/1xstored+1xw8")
+
+
+def test_a_quantized_model_on_one_machine_alone_has_the_embedding_of_its_first_layer(
+    checkpoint: Checkpoints,
+) -> None:
+    int8 = QuantizationConfig.named("int8")
+    for configs in ([int8, None, None], [None, None, int8]):
+        config = config_of(checkpoint("llama"), "bfloat16", layer_quantization=runs_of(configs))
+        model = load_stage(config, 0, 3).model
+        kinds = [type(module.weight).__name__ for module in (model.get_input_embeddings(), model.lm_head)]
+        assert kinds[0] == kinds[1]
