@@ -10,7 +10,19 @@ import pytest
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
-from distllm.engine.pipeline.messages import CONTROL, STEP, Beat, Endpoint, Hello, Result, ToCoordinator, Welcome
+from distllm.engine.pipeline.messages import (
+    CONTROL,
+    STEP,
+    Beat,
+    Endpoint,
+    Hello,
+    Load,
+    Loaded,
+    Result,
+    StageLost,
+    ToCoordinator,
+    Welcome,
+)
 from distllm.engine.pipeline.peer.joining import JoinAnswer, JoinRequest
 from distllm.engine.pipeline.peer.version import PROTOCOL_VERSION
 from distllm.engine.pipeline.security.authority import ClusterAuthority
@@ -20,6 +32,8 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from tests.engine.pipeline.coordinator.peers import WHOLE
+from tests.scheduler.slot_executor import executor_info
 
 
 def ignore(*_: object) -> None:
@@ -141,6 +155,20 @@ async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coo
     assert coordinator.members[PEER].busy_s == 0.0
     assert (await coordinator.app.posts["/v1/report"](PEER, beat)).status == 200
     assert coordinator.members[PEER].busy_s == 0.5
+
+
+async def test_a_stage_that_is_lost_may_be_asked_for_again(coordinator: Coordinator) -> None:
+    coordinator.app.streams["/v1/link"](PEER)
+    await coordinator.report(PEER, hello())
+    member = coordinator.members[PEER]
+    member.ask(Load(config=WHOLE))
+    await coordinator.report(PEER, Loaded(config=WHOLE, info=executor_info(8, 16, 64)))
+    assert WHOLE in member.loaded
+    assert (await coordinator.report(PEER, StageLost(config=WHOLE, reason="rank 1 ended"))).status == 200
+    assert not member.loaded
+    assert not member.asked
+    event = coordinator.events.recent()[0]
+    assert (event.kind, event.text, event.peer_id) == ("failed", "has lost [0, 8): rank 1 ended", PEER)
 
 
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:
