@@ -51,7 +51,7 @@ class ModelSample:
             head_bytes=sizes[-1].head_bytes,
             hidden_size=self.sizes.hidden_size,
             activation_bytes=self.sizes.activation_bytes,
-            tied_bytes=min(sizes[0].tied_bytes, sizes[-1].tied_bytes),
+            tied_bytes=sizes[0].tied_bytes if quantization[0] == quantization[-1] else 0,
             quantization=tuple("" if each is None else each.name for each in quantization),
         )
 

@@ -249,12 +249,17 @@ def test_layers_may_be_quantized_each_in_its_own_way(checkpoint: Checkpoints, ki
         assert longer.compute.family in ("/1xw8+1xstored", "/1xstored+1xw4g32", "/1xstored+1xw8")
 
 
-def test_a_quantized_model_on_one_machine_alone_has_the_embedding_of_its_first_layer(
-    checkpoint: Checkpoints,
-) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_tied_head_stays_quantized_as_the_last_layer(checkpoint: Checkpoints, kind: str, dtype: str) -> None:
     int8 = QuantizationConfig.named("int8")
     for configs in ([int8, None, None], [None, None, int8]):
-        config = config_of(checkpoint("llama"), "bfloat16", layer_quantization=runs_of(configs))
-        model = load_stage(config, 0, 3).model
-        kinds = [type(module.weight).__name__ for module in (model.get_input_embeddings(), model.lm_head)]
-        assert kinds[0] == kinds[1]
+        alone = [
+            load_stage(config_of(checkpoint(kind), dtype, quantization=config), number, number + 1)
+            for number, config in enumerate(configs)
+        ]
+        whole = load_stage(config_of(checkpoint(kind), dtype, layer_quantization=runs_of(configs)), 0, 3)
+        stages, one_stage = [served.stage_over(NUM_BLOCKS) for served in alone], [whole.stage_over(NUM_BLOCKS)]
+        for step in mixed_batch():
+            batch = step_of(step)
+            assert torch.equal(run_stages(one_stage, batch).whole, run_stages(stages, batch).whole)
