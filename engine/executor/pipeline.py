@@ -131,6 +131,7 @@ async def _coordinate(
         on_loading,
         survey.take,
         events,
+        model.why_refused,
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
     posts = {**source.posts, **Holders(members).posts, PROBE_PATH: answer_probe(settings.max_message_bytes)}

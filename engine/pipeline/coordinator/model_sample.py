@@ -14,7 +14,7 @@ from distllm.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from distllm.engine.config import EngineConfig
 from distllm.engine.pipeline.coordinator.arithmetic import wished
 from distllm.engine.pipeline.layer_range import LayerRange
-from distllm.engine.pipeline.messages import LayerSample, StageConfig, StoredSample
+from distllm.engine.pipeline.messages import Hello, LayerSample, StageConfig, StoredSample
 from distllm.engine.pipeline.placement.measurements import ModelSizes
 from distllm.engine.pipeline.stage_model.plan import plan_stage
 from distllm.engine.pipeline.stage_model.stage_numbers import StageNumbers, stage_numbers
@@ -37,6 +37,16 @@ class ModelSample:
     activation_bytes: int
     sample: LayerSample
     other_sizes: Mapping[QuantizationConfig | None, ModelSizes] = field(default_factory=dict)
+    stored_quantization: str | None = None
+
+    def why_refused(self, hello: Hello) -> str | None:
+        """Why a peer cannot have layers of this model as it wishes."""
+        if hello.quantization in (None, "none") or self.stored_quantization is None:
+            return None
+        return (
+            f"{self.whole.model} is stored quantized ({self.stored_quantization}) and cannot be quantized again: "
+            f"start this peer without --quantization {hello.quantization}"
+        )
 
     def sizes_of(self, quantization: QuantizationConfig | None) -> ModelSizes:
         """The whole model's, quantized so; as `whole` is where it cannot be."""
@@ -72,6 +82,7 @@ def sample_model(config: EngineConfig, whole: StageConfig) -> ModelSample:
     return ModelSample(
         whole=whole,
         sizes=_sizes(numbers, usual),
+        stored_quantization=None if checkpoint.quantization is None else checkpoint.quantization.name,
         other_sizes={it: _sizes(its, it) for it, its in zip(others, other_numbers, strict=True)},
         kv_token_bytes=max(numbers.kv_token_bytes),
         activation_bytes=activation_bytes(whole.max_num_batched_tokens, vocab_size, numbers.width),

@@ -51,7 +51,8 @@ _NUM_ID_DIGITS = 4
 class Reception:
     """Keeps `members` true to what peers say. `on_result` takes results, `on_loading` progress.
 
-    `on_measured` takes what peers find out about themselves and their links.
+    `on_measured` takes what peers find out about themselves and their links. `why_refused` knows of peers that are
+    of no use here.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Reception:
         on_loading: Callable[[PeerId, Loading], None],
         on_measured: Callable[[Member, Measured | MeasureFailed | Probed], None],
         events: EventLog,
+        why_refused: Callable[[Hello], str | None] = lambda _: None,
     ) -> None:
         self._authority = authority
         self._tokens = tokens
@@ -75,6 +77,7 @@ class Reception:
         self._on_loading = on_loading
         self._on_measured = on_measured
         self._events = events
+        self._why_refused = why_refused
 
     def app(self, max_body_bytes: int, other_posts: Mapping[str, Post]) -> PeerApp:
         """With `other_posts` for callers that are known."""
@@ -193,6 +196,9 @@ class Reception:
                 400, f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, this peer {hello.version}"
             )
         others = [other for other in self._members.connected() if other is not member]
+        if (reason := self._why_refused(hello)) is not None:
+            self._events.note("refused", reason, member.peer_id)
+            return Reply.refusal(403, reason)
         if len(others) >= self._max_peers:
             self._events.note("refused", f"as many as {self._max_peers} peers are here", member.peer_id)
             return Reply.refusal(403, f"coordinator.max_workers is {self._max_peers}, and as many peers are here")

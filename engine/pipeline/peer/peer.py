@@ -15,7 +15,7 @@ import msgspec
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
-from distllm.engine.device import measure_free_bytes, resolve_device
+from distllm.engine.device import measure_free_bytes_of_ranks, resolve_device
 from distllm.engine.interface import StepOutput
 from distllm.engine.pipeline.delivery import Refused, deliver
 from distllm.engine.pipeline.measuring.link_probing import probe_links
@@ -113,9 +113,7 @@ class Peer:
         self._weights = StageWeights(weights, coordinator, self._connect, self._loading)
         self._stages = LoadedStages(self._weights, here, self._loading, self._report_lost)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
-        self._surveyor = Surveyor(
-            here, measure_free_bytes(resolve_device(here.device)), directory / "measured", self._compute
-        )
+        self._surveyor = Surveyor(here, self._free_bytes(), directory / "measured", self._compute)
         self._uplink: Http2Client | None = None
         self._successors: dict[PeerId, Http2Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,13 +198,12 @@ class Peer:
                 await uplink.close()
 
     async def _say_hello(self, uplink: Http2Client) -> None:
-        device = resolve_device(self._here.device)
         endpoint = Endpoint(peer_id=self._identity.peer_id, host=self._host, port=self._port)
         hello = Hello(
             version=PROTOCOL_VERSION,
             boot=self._boot,
             endpoint=endpoint,
-            free_bytes=measure_free_bytes(device),
+            free_bytes=self._free_bytes(),
             quantization=self._wish,
         )
         status, answer = await uplink.post("/v1/report", _frame(hello), 10.0)
@@ -215,14 +212,13 @@ class Peer:
 
     async def _beat(self, uplink: Http2Client, every_s: float) -> None:
         """Beats come from where steps are handed out, and say how long the present one has been computed."""
-        device = resolve_device(self._here.device)
         round_trip_s: float | None = None
         while True:
             beat = Beat(
                 boot=self._boot,
                 busy_s=self._runner.busy_s,
                 work=self._runner.work,
-                free_bytes=measure_free_bytes(device),
+                free_bytes=self._free_bytes(),
                 round_trip_s=round_trip_s,
             )
             sent_s = time.monotonic()
@@ -230,6 +226,10 @@ class Peer:
                 await uplink.post("/v1/report", _frame(beat), 2 * every_s + 1.0)
                 round_trip_s = time.monotonic() - sent_s
             await asyncio.sleep(every_s)
+
+    def _free_bytes(self) -> int:
+        """On the devices of all ranks."""
+        return measure_free_bytes_of_ranks(resolve_device(self._here.device), self._here.tensor_parallel_size or 1)
 
     def _take(self, frame: Frame) -> None:
         """What has come down the link."""

@@ -1,6 +1,8 @@
 """Who may join and what the coordinator says to what it cannot take, while it goes on taking the rest."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
-from tests.engine.pipeline.coordinator.peers import WHOLE
+from tests.engine.pipeline.coordinator.peers import SAMPLE, WHOLE
 from tests.scheduler.slot_executor import executor_info
 
 
@@ -47,7 +49,12 @@ MAX_BYTES = 1 << 20
 class Coordinator:
     """A reception with a desk for each path."""
 
-    def __init__(self, authority: ClusterAuthority, tokens: TokenStore) -> None:
+    def __init__(
+        self,
+        authority: ClusterAuthority,
+        tokens: TokenStore,
+        why_refused: Callable[[Hello], str | None] = lambda _: None,
+    ) -> None:
         self.members = Members()
         self.results: list[tuple[PeerId, Result]] = []
         self.events = EventLog()
@@ -55,7 +62,9 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
-        reception = Reception(authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events)
+        reception = Reception(
+            authority, tokens, self.members, 2, 0.25, note, ignore, ignore, self.events, why_refused
+        )
         self.app: PeerApp = reception.app(MAX_BYTES, {})
 
     async def join(self, request: JoinRequest) -> Reply:
@@ -139,6 +148,19 @@ async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coo
     assert (await coordinator.report(PeerId("peer-2"), hello())).status == 200
     reply = await coordinator.report(PeerId("peer-3"), hello())
     assert (reply.status, b"max_workers" in reply.body) == (403, True)
+
+
+async def test_a_peer_that_is_of_no_use_is_told_why(authority: ClusterAuthority, tokens: TokenStore) -> None:
+    sample = replace(SAMPLE, stored_quantization="gptq-w4")
+    coordinator = Coordinator(authority, tokens, sample.why_refused)
+    coordinator.app.streams["/v1/link"](PEER)
+    wishing = msgspec.structs.replace(hello(), quantization="int8")
+    reply = await coordinator.report(PEER, wishing)
+    assert (reply.status, coordinator.members.connected()) == (403, [])
+    assert reply.body.decode() == (
+        "m is stored quantized (gptq-w4) and cannot be quantized again: start this peer without --quantization int8"
+    )
+    assert (await coordinator.report(PEER, hello())).status == 200
 
 
 async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
