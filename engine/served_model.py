@@ -220,9 +220,9 @@ def load_part(
     With `leaves_unread` the weights that would be copied wait for their turn.
     """
     model, boundary = _build(checkpoint, stage, dtype, device)
+    blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
     sharding: Sharding | None = None
     if rank_of_size is not None:
-        blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
         unit = max(inner_unit(checkpoint, it) for it in _quantizations(config))
         sharding = plan_sharding(model, *rank_of_size, blocks, unit, None if stage is None else len(stage.layers))
         check_loadable(checkpoint, _build(checkpoint, stage, dtype, torch.device("meta"))[0], dtype)
