@@ -11,7 +11,9 @@ PeerState = Literal["serving", "spare", "joining", "gone"]
 """In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; not connected."""
 
 
-EventKind = Literal["joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered"]
+EventKind = Literal[
+    "joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered", "rounding"
+]
 
 
 class ClusterEvent(msgspec.Struct, frozen=True):
@@ -27,13 +29,16 @@ class ClusterEvent(msgspec.Struct, frozen=True):
 class StageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Layers [begin, end) and who serves them. `num_blocks` are the KV blocks that its memory affords.
 
-    `step_s` is the mean of the latest steps, None before the first.
+    `quantization` names how its weights are quantized, such as w8, None where they are not; `num_ranks` processes
+    share it. `step_s` is the mean of the latest steps, None before the first.
     """
 
     peer_id: str
     begin: int
     end: int
     numerics: str
+    quantization: str | None
+    num_ranks: int
     num_blocks: int
     kv_block_bytes: int
     weight_bytes: int
