@@ -188,14 +188,17 @@ class Cluster:
     def wait_until_serving(self, num_stages: int, num_spares: int = 0) -> None:
         """Over stages that all run, with spares that have loaded all of them."""
         self.wait_until(
-            lambda: self._is_serving(num_stages) and self._num_warm_spares() >= num_spares,
+            lambda: self._is_serving(num_stages) and self.num_warm_spares >= num_spares,
             f"{num_stages} stages serve, and {num_spares} spares are warm",
         )
 
     def has_loaded(self, name: str, layers: tuple[int, int]) -> bool:
-        """Whether the newest process of a peer has."""
-        _, is_here, since = self.log().rpartition(f" {name}-{self._digits(name)} is here")
-        return bool(is_here) and f" {name}-{self._digits(name)} has loaded [{layers[0]}, {layers[1]})" in since
+        """Whether the newest process of a peer has, and has not lost them since."""
+        peer_id, span = f" {name}-{self._digits(name)}", f"[{layers[0]}, {layers[1]})"
+        _, is_here, since = self.log().rpartition(f"{peer_id} is here")
+        return bool(is_here) and since.rfind(f"{peer_id} has loaded {span}") > since.rfind(
+            f"{peer_id} has lost {span}"
+        )
 
     def _digits(self, name: str) -> str:
         """What the coordinator has put behind a peer's name."""
@@ -205,7 +208,9 @@ class Cluster:
     def _is_serving(self, num_stages: int) -> bool:
         return len(self.stages) == num_stages and all(self.peers[name].is_running for name in self.stages)
 
-    def _num_warm_spares(self) -> int:
+    @property
+    def num_warm_spares(self) -> int:
+        """Peers without a stage that have loaded all of them."""
         chain = _STAGES.findall(self.log())[-1]
         layers = [(int(begin), int(end)) for _, begin, end in _STAGE.findall(chain)]
         return sum(all(self.has_loaded(name, each) for each in layers) for name in self.spares)

@@ -12,6 +12,7 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.kernels.ops import CpuKernels, load_kernels
 from distllm.engine.kernels.packed import Bf16Variant
+from distllm.engine.numerics import kernels_of
 
 logger = logging.getLogger("distllm.engine")
 
@@ -54,7 +55,7 @@ def choose_compute(
         kernels = load_kernels(num_threads=config.num_threads)
         if isinstance(kernels, CpuKernels):
             if config.numerics is not None:
-                _pin_numerics(kernels, config.numerics.partition("-tp")[0].removesuffix(family))
+                _pin_numerics(kernels, kernels_of(config.numerics))
             elif group is not None:
                 _agree_on_variant(kernels, group)
             return Compute(PagedCpuAttention(kernels), kernels, family)

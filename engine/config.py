@@ -6,6 +6,7 @@ from typing import Literal
 
 from distllm.engine.distributed.launcher.launch import LaunchedRanks
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.quantization.by_layer import LayerRun
 from distllm.engine.quantization.config import QuantizationConfig
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -31,7 +32,8 @@ class EngineConfig:
     `tensor_parallel_size` ranks share the model; None takes as many as there are CUDA devices, or one. A rank that
     keeps the others waiting for `rank_timeout_s` counts as hung. Every `rank_check_steps` steps the ranks compare
     what they computed; 0 never. `launched` ranks are those that a launcher has started; None has them started here.
-    `quantization` quantizes the weights while they load; None takes them as they are stored.
+    `quantization` quantizes the weights while they load; None takes them as they are stored. In its place,
+    `layer_quantization` says so of the layers of a stage, where they differ.
     `injection_policy` names, by the class of a layer, the linear layers whose partial outputs are added up over
     ranks ("parent.child"), in place of the model's own sharding plan.
     With a `cluster` the model runs on its peers, and this engine coordinates them.
@@ -56,6 +58,7 @@ class EngineConfig:
     rank_timeout_s: float = 1.5
     rank_check_steps: int = 0
     quantization: QuantizationConfig | None = None
+    layer_quantization: tuple[LayerRun, ...] = ()
     injection_policy: Mapping[str, tuple[str, ...]] | None = None
     kv_cache_dtype: KvCacheDtypeName = "auto"
     launched: LaunchedRanks | None = None

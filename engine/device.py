@@ -28,6 +28,13 @@ def num_cuda_devices() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def measure_free_bytes_of_ranks(device: torch.device, num_ranks: int) -> int:
+    """Of the devices of as many ranks of a host, the first of which is `device`; CPU ranks share one memory."""
+    if device.type != "cuda":
+        return measure_free_bytes(device)
+    return sum(measure_free_bytes(torch.device("cuda", rank)) for rank in range(num_ranks))
+
+
 def measure_free_bytes(device: torch.device) -> int:
     """Memory of the device that could be taken now, counting what torch holds without using it."""
     if device.type != "cuda":

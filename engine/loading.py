@@ -118,14 +118,13 @@ def load_weights(
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def check_loadable(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Read nothing, and raise CheckpointError for what loading all of it would.
+def check_loadable(checkpoint: Checkpoint, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Read nothing, and raise CheckpointError for what loading all of `model`, which has no contents, would.
 
     A rank sees no more than its part of each tensor, and a conversion knows no model. Of a rank's own files, that
     was told when they were written.
     """
     if not isinstance(checkpoint, RankCheckpoint):
-        model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
         load_weights(checkpoint, model, dtype, torch.device("meta"))
 
 

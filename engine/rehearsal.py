@@ -51,7 +51,8 @@ def _rehearse_rank(checkpoint: Checkpoint, config: EngineConfig, rank: int, size
     device = resolve_device(config.device, rank)
     dtype: torch.dtype = getattr(torch, resolve_dtype(config.dtype, checkpoint, device.type))
     compute = choose_compute(config, device, dtype)
-    model, _ = load_part(checkpoint, config, dtype, torch.device("meta"), None if size == 1 else (rank, size))
+    rank_of_size = None if size == 1 else (rank, size)
+    model = load_part(checkpoint, config, dtype, torch.device("meta"), rank_of_size).model
     for weight in weights_of(model):
         if isinstance(weight, QuantizedWeight):
             weight.load()

@@ -27,14 +27,16 @@ from distllm.engine.injection.probe import DiscoveredLayer, discover_layers
 from distllm.engine.injection.rotary import freeze_rotary
 from distllm.engine.interface import BLOCK_SIZE, ExecutorInfo
 from distllm.engine.loading import build_on_meta, check_loadable, load_config, load_weights
+from distllm.engine.numerics import name_numerics
 from distllm.engine.offload.start import Settled, open_lane
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.stage_model.boundary import Boundary
-from distllm.engine.pipeline.stage_model.plan import plan_stage
+from distllm.engine.pipeline.stage_model.cutting import cut, leave_anchor
+from distllm.engine.pipeline.stage_model.plan import StagePlan, plan_stage
 from distllm.engine.pipeline.stage_model.stage_forward import StageForward
-from distllm.engine.pipeline.stage_model.stage_loading import load_stage
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.quantization.family import numerics_family
 from distllm.engine.self_check import NUM_BLOCKS, check_forward, plain_outputs
 from distllm.engine.stage_log import StageLog
@@ -103,7 +105,7 @@ class ServedModel:
             dtype=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
             kernels=self.compute.name,
-            numerics=self.compute.numerics if size == 1 else f"{self.compute.numerics}-tp{size}",
+            numerics=name_numerics(self.compute.numerics, size),
             weight_bytes=weight_bytes,
             kv_block_bytes=block_bytes,
             load_s=load_s,
@@ -112,15 +114,22 @@ class ServedModel:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedPart:
+    """What this process holds of a model. `sharding` and `boundary` are as in ServedModel."""
+
+    model: PreTrainedModel
+    sharding: Sharding | None
+    boundary: Boundary | None
+
+
 def prepare_model(
     config: EngineConfig, on_progress: Progress, group: RankGroup | None = None, layers: LayerRange | None = None
 ) -> ServedModel:
-    """Load `config.model`, or the part of this rank of `group`, or these `layers`, and put the kernels under it.
+    """Load `config.model`, or these `layers`, or the part of this rank of `group`, and put the kernels under it.
 
     Raises CheckpointError or ValueError, each with one line for the operator.
     """
-    if group is not None and layers is not None:
-        raise ValueError("a stage cannot be shared by ranks: use --tensor-parallel-size 1 on this peer")
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     device = resolve_device(config.device, 0 if group is None else group.local_rank)
     stage = None if layers is None else plan_stage(Path(config.model), layers)
@@ -132,20 +141,17 @@ def prepare_model(
     log = StageLog(rank, size)
     host = device if lane is None else torch.device("cpu")
     leaves_unread = compute.kernels is not None or lane is not None
-    sharding: Sharding | None = None
-    boundary: Boundary | None = None
-    if stage is not None:
-        model, boundary = load_stage(stage, dtype, host, leaves_unread=leaves_unread)
-    else:
-        rank_of_size = None if group is None else (rank, size)
-        model, sharding = load_part(checkpoint, config, dtype, host, rank_of_size, leaves_unread=leaves_unread)
+    rank_of_size = None if group is None else (rank, size)
+    part = load_part(checkpoint, config, dtype, host, rank_of_size, stage, leaves_unread=leaves_unread)
+    model, sharding, boundary = part.model, part.sharding, part.boundary
     log.loaded(model, sharding, layers)
     attending = discover_layers(model, layers)
     max_model_len = resolve_length(config.max_model_len, supported_length(checkpoint.text_config))
     freeze_rotary(model, max_model_len)
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
     need = _pool_need(config, model, attending, max_model_len, kv_dtype, boundary)
-    weights = WeightPlacement(config, compute, device, lane, group, on_progress).place(model, attending, need)
+    placement = WeightPlacement(config, compute, device, lane, group, on_progress)
+    weights = placement.place(model, attending, need, embeds=boundary is None or boundary.layers.is_first)
     log.quantized(model, weights.schemes)
     num_bytes, offloaded = weights.num_bytes, weights.offloaded
     served = ServedModel(
@@ -169,12 +175,16 @@ def _inject_modules(served: ServedModel, group: RankGroup | None, log: StageLog)
     return injected
 
 
-def check_division(config: EngineConfig, size: int) -> None:
-    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model. Reads no weights."""
-    checkpoint = open_for_rank(Path(config.model), 0, size)
-    model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)
+def check_division(config: EngineConfig, size: int, layers: LayerRange | None = None) -> None:
+    """Raises CheckpointError or CannotDivide where `size` ranks cannot share the model, or these `layers` of it.
+
+    Reads no weights.
+    """
+    stage = None if layers is None else plan_stage(Path(config.model), layers)
+    checkpoint = open_for_rank(Path(config.model), 0, size) if stage is None else stage.checkpoint
+    model, _ = _build(checkpoint, stage, torch.bfloat16, torch.device("meta"))
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-    plan_sharding(model, 0, size, blocks)
+    plan_sharding(model, 0, size, blocks, num_layers=None if layers is None else len(layers))
 
 
 def _pool_need(
@@ -201,21 +211,38 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device,
     rank_of_size: tuple[int, int] | None,
+    stage: StagePlan | None = None,
     *,
     leaves_unread: bool = False,
-) -> tuple[PreTrainedModel, Sharding | None]:
-    """The whole model, or what one rank of several holds. Raises CheckpointError or CannotDivide.
+) -> LoadedPart:
+    """The whole model or a `stage`, or what a rank of several holds of it. Raises CheckpointError or CannotDivide.
 
     With `leaves_unread` the weights that would be copied wait for their turn.
     """
-    model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+    model, boundary = _build(checkpoint, stage, dtype, device)
     blocks = None if config.injection_policy is None else policy_blocks(model, config.injection_policy)
-    if rank_of_size is None:
-        return load_weights(checkpoint, model, dtype, device, leaves_unread=leaves_unread), None
-    unit = inner_unit(checkpoint, config.quantization)
-    sharding = plan_sharding(model, *rank_of_size, blocks, unit)
-    check_loadable(checkpoint, dtype)
-    shrink(model, sharding)
-    model = load_weights(checkpoint, model, dtype, device, sharding.parts, leaves_unread=leaves_unread)
-    leave_to_first_rank(model, sharding)
-    return model, sharding
+    sharding: Sharding | None = None
+    if rank_of_size is not None:
+        unit = max(inner_unit(checkpoint, it) for it in _quantizations(config))
+        sharding = plan_sharding(model, *rank_of_size, blocks, unit, None if stage is None else len(stage.layers))
+        check_loadable(checkpoint, _build(checkpoint, stage, dtype, torch.device("meta"))[0], dtype)
+        shrink(model, sharding)
+    parts = None if sharding is None else sharding.parts
+    model = load_weights(checkpoint, model, dtype, device, parts, leaves_unread=leaves_unread)
+    if sharding is not None:
+        leave_to_first_rank(model, sharding)
+    if stage is not None:
+        leave_anchor(model, dtype, device)
+    return LoadedPart(model, sharding, boundary)
+
+
+def _quantizations(config: EngineConfig) -> set[QuantizationConfig | None]:
+    return {run.config for run in config.layer_quantization} or {config.quantization}
+
+
+def _build(
+    checkpoint: Checkpoint, stage: StagePlan | None, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, Boundary | None]:
+    """The model on the meta device, cut down to what `stage` holds where there is one."""
+    model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
+    return model, None if stage is None else cut(model, stage.parts, stage.layers, dtype, device)

@@ -15,7 +15,7 @@ from distllm.engine.distributed.group import RankGroup
 from distllm.engine.injection.packing import leave_packed, pack_weights
 from distllm.engine.injection.plain_weights import leave_plain, place_plain_weights
 from distllm.engine.injection.probe import DiscoveredLayer
-from distllm.engine.injection.quantizing import Schemes, choose_schemes
+from distllm.engine.injection.quantizing import Schemes, choose_schemes, choose_schemes_by_layer
 from distllm.engine.injection.unread_weight import UnreadWeight
 from distllm.engine.injection.weights import weights_of
 from distllm.engine.memory import giving_back_freed_memory
@@ -25,6 +25,7 @@ from distllm.engine.offload.offloader import Offloader
 from distllm.engine.offload.start import Settled, settle_layers
 from distllm.engine.pool_size import PoolNeed
 from distllm.engine.progress import Progress
+from distllm.engine.quantization.by_layer import by_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,15 @@ class WeightPlacement:
     group: RankGroup | None
     on_progress: Progress
 
-    def place(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], need: PoolNeed) -> PlacedWeights:
+    def place(
+        self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], need: PoolNeed, *, embeds: bool = True
+    ) -> PlacedWeights:
         """Leave no weight of `model` as it was loaded. Raises OutOfMemory, QuantizationError or OffloadError.
 
-        `need` is the KV pool that shares the memory with layers that are offloaded.
+        `need` is the KV pool that shares the memory with layers that are offloaded. A stage that is not the first
+        one `embeds` nothing.
         """
-        quantization = self.config.quantization
-        schemes = {} if quantization is None else choose_schemes(model, quantization)
+        schemes = self._schemes(model, layers, embeds)
         if self.lane is None:
             return PlacedWeights(schemes, self._inject(model, schemes, None), None)
         try:
@@ -65,6 +68,14 @@ class WeightPlacement:
             num_bytes = self._inject(model, schemes, offloader)
         settled = settle_layers(offloader, self.config, need, num_bytes, self.device, self.group)
         return PlacedWeights(schemes, num_bytes, settled)
+
+    def _schemes(self, model: PreTrainedModel, layers: Sequence[DiscoveredLayer], embeds: bool) -> Schemes:
+        if self.config.layer_quantization:
+            decoder_layers = find_decoder_layers(model, [layer.module for layer in layers])
+            configs = [*by_layer(self.config.layer_quantization)]
+            return choose_schemes_by_layer(model, decoder_layers, configs, embeds=embeds)
+        quantization = self.config.quantization
+        return {} if quantization is None else choose_schemes(model, quantization)
 
     def _inject(self, model: PreTrainedModel, schemes: Schemes, offloader: Offloader | None) -> int:
         """Quantize what `schemes` names, pack for the kernels, take layers out. Returns the bytes of all."""

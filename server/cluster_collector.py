@@ -68,6 +68,16 @@ def _of_stages(stages: list[StageSnapshot]) -> Iterator[Metric]:
     )
     yield family("stage_layers", "Layers.", lambda stage: stage.end - stage.begin)
     yield family("stage_weight_bytes", "Bytes of weights.", lambda stage: stage.weight_bytes)
+    yield family("stage_ranks", "Processes that share a stage.", lambda stage: stage.num_ranks)
+    yield _gauges(
+        "stage_info",
+        "1 for how a stage computes.",
+        ("stage", "peer", "quantization", "numerics"),
+        (
+            ((str(number), stage.peer_id, stage.quantization or "none", stage.numerics), 1)
+            for number, stage in enumerate(stages)
+        ),
+    )
     yield family("stage_kv_blocks", "KV blocks that memory affords.", lambda stage: stage.num_blocks)
 
 

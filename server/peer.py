@@ -15,6 +15,7 @@ from distllm.engine.byte_size import parse_byte_size
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
 from distllm.engine.hub import ModelNotFound, resolve
+from distllm.engine.offload.errors import OffloadError, check_offload
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
 from distllm.engine.pipeline.security.encryption import read_encryption
@@ -42,6 +43,10 @@ def run_peer(arguments: argparse.Namespace) -> int:
     cache_limit_bytes = (
         None if arguments.cache_limit is None else _parse_size("--cache-limit", arguments.cache_limit)
     )
+    try:
+        here = engine_config(arguments)
+    except OffloadError as error:
+        raise InvalidSettings(str(error)) from None
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
         host = arguments.host or own_address(coordinator)
@@ -57,16 +62,11 @@ def run_peer(arguments: argparse.Namespace) -> int:
         return _complain(str(error))
     except (CheckpointError, OSError) as error:
         return _complain(str(error))
-    kv_cache_bytes = None if arguments.kv_cache_memory is None else int(arguments.kv_cache_memory * 2**30)
     start = PeerStart(
         coordinator=coordinator,
         directory=str(directory.absolute()),
-        here=EngineConfig(
-            model="",
-            device=arguments.device,
-            num_threads=arguments.num_threads,
-            kv_cache_bytes=kv_cache_bytes,
-        ),
+        here=here,
+        quantization=arguments.quantization,
         weights=weights,
         host=host,
         port=arguments.port,
@@ -76,6 +76,44 @@ def run_peer(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     command = python_command("distllm.engine.pipeline.peer.main", msgspec.json.encode(start).decode())
     return os.execv(command[0], command)
+
+
+def engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    """What stages run on here, without a model. Raises InvalidSettings or OffloadError."""
+    for name in ("offload_dir", "weights_memory"):
+        if arguments.offload == "none" and getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise InvalidSettings(f"{flag} says how to offload: give --offload disk or cpu as well")
+    for name in ("kv_cache_memory", "weights_memory", "rank_timeout_s"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise InvalidSettings(f"--{name.replace('_', '-')} must be more than 0, not {value:g}")
+    config = EngineConfig(
+        model="",
+        device=arguments.device,
+        num_threads=arguments.num_threads,
+        kv_cache_bytes=_gib_to_bytes(arguments.kv_cache_memory),
+        tensor_parallel_size=num_ranks(arguments.tensor_parallel_size),
+        rank_timeout_s=arguments.rank_timeout_s,
+        offload=arguments.offload,
+        offload_dir=None if arguments.offload_dir is None else str(arguments.offload_dir.absolute()),
+        weights_bytes=_gib_to_bytes(arguments.weights_memory),
+    )
+    check_offload(config, config.device)
+    return config
+
+
+def num_ranks(text: str) -> int | None:
+    """Of --tensor-parallel-size; None for auto. Raises InvalidSettings."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidSettings(f"--tensor-parallel-size must be auto or a number from 1, not {text!r}")
+    return int(text)
+
+
+def _gib_to_bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _weight_folders(

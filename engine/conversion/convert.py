@@ -93,7 +93,7 @@ def divide_checkpoint(source: Source, size: int) -> Division:
     """Raises CheckpointError for a model that is not known, CannotDivide for one that cannot be divided."""
     checkpoint = source.checkpoint
     tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (-DTYPE_BITS[tensor.dtype], tensor.name))
-    check_loadable(checkpoint, torch.bfloat16)
+    check_loadable(checkpoint, build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16), torch.bfloat16)
     if size == 1:
         return Division(tensors, [{}])
     model = build_on_meta(checkpoint, load_config(checkpoint), torch.bfloat16)

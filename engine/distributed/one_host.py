@@ -14,6 +14,7 @@ from distllm.engine.distributed.shared_bytes import create_descriptor
 from distllm.engine.distributed.shared_memory_link import SharedMemoryExchange
 from distllm.engine.distributed.shared_memory_op import new_name
 from distllm.engine.distributed.step_frame import FrameSize, StepFrame
+from distllm.engine.pipeline.layer_range import LayerRange
 
 MakeRanks = Callable[[int, int], Sequence[LocalRank]]
 """Given descriptors of the arrivals and of the frame, the ranks from 1."""
@@ -42,10 +43,12 @@ class OneHost:
     def cores(self) -> frozenset[int]:
         return self._cores[0]
 
-    def start(self, config: EngineConfig, membership: Membership) -> None:
+    def start(self, config: EngineConfig, membership: Membership, layers: LayerRange | None = None) -> None:
+        """As Placement says; `layers` are those of a stage."""
         for rank in self._ranks:
             start = RankStart(
                 config=config,
+                layers=layers,
                 membership=replace(membership, rank=rank.number, local_rank=rank.number),
                 cores=sorted(self._cores[rank.number]),
                 first_rank_pid=os.getpid(),

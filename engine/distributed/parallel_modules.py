@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from distllm.engine.distributed.group import RankGroup
 from distllm.engine.distributed.sharding import Sharding
 from distllm.engine.injection.packed_weight import PackedWeight
+from distllm.engine.pipeline.stage_model.absent_weight import AbsentWeight
 from distllm.engine.quantization.weight import QuantizedWeight
 
 
@@ -25,12 +26,14 @@ def leave_to_first_rank(model: PreTrainedModel, sharding: Sharding) -> None:
 
 
 def connect(model: PreTrainedModel, sharding: Sharding, group: RankGroup) -> None:
-    """Let the divided modules of a loaded model add up what the ranks compute."""
+    """Let the divided modules of a loaded model, or of a stage, add up what the ranks compute."""
     for name in sharding.rows:
         model.set_submodule(name, RowParallel(model.get_submodule(name), group))
     for name in sharding.experts:
         model.set_submodule(name, SummedExperts(model.get_submodule(name), group))
-    model.set_input_embeddings(VocabParallelEmbedding(model.get_input_embeddings(), sharding.vocabulary, group))
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding.weight, AbsentWeight):
+        model.set_input_embeddings(VocabParallelEmbedding(embedding, sharding.vocabulary, group))
 
 
 class RowParallel(nn.Module):

@@ -17,11 +17,13 @@ from distllm.engine.progress import Progress
 def place_ranks(config: EngineConfig, size: int, on_progress: Progress) -> Placement:
     """The ranks 1 .. size - 1, which wait to be told what to load. Raises LaunchError."""
     if config.launched is None:
-        return _spawn(size)
+        return spawn_ranks(size)
     return _meet(config.launched, config.rank_timeout_s, on_progress)
 
 
-def _spawn(size: int) -> OneHost:
+def spawn_ranks(size: int) -> OneHost:
+    """The same as processes of this host that this one starts."""
+
     def make(arrivals: int, frame: int) -> list[SpawnedRank]:
         return [SpawnedRank(number, arrivals, frame) for number in range(1, size)]
 

@@ -42,17 +42,27 @@ def agree_on_pool(config: EngineConfig, served: ServedModel, group: RankGroup, f
         except OutOfMemory as error:
             place = f"host {memory}" if served.device.type == "cpu" else f"the device of rank {memory}"
             raise OutOfMemory(f"on {place}, {error}" if len(memories) > 1 else str(error)) from None
-    assert served.sharding is not None
     return AgreedPool(
         num_blocks=min(pools),
         block_bytes=block_bytes,
         weight_bytes=sum(figure.weight_bytes for figure in figures),
-        frame_size=FrameSize(
-            max_tokens=config.max_num_batched_tokens,
-            max_sequences=config.max_num_seqs,
-            max_blocks=-(-served.max_model_len // BLOCK_SIZE),
-            vocab_sizes=tuple(len(part) for part in served.sharding.vocabularies),
-        ),
+        frame_size=_frame_size(config, served),
+    )
+
+
+def _frame_size(config: EngineConfig, served: ServedModel) -> FrameSize:
+    """Of steps of the model or of a stage, which is rebuilt in no fewer tokens than a block has."""
+    sharding, boundary = served.sharding, served.boundary
+    assert sharding is not None
+    yields_logits = boundary is None or boundary.layers.is_last
+    entrance = None if boundary is None else boundary.entrance
+    return FrameSize(
+        max_tokens=max(config.max_num_batched_tokens, BLOCK_SIZE),
+        max_sequences=config.max_num_seqs,
+        max_blocks=-(-served.max_model_len // BLOCK_SIZE),
+        vocab_sizes=tuple(len(part) if yields_logits else 0 for part in sharding.vocabularies),
+        width=0 if entrance is None else entrance.width,
+        dtype=served.dtype,
     )
 
 

@@ -75,19 +75,25 @@ def _compute(start: RankStart, link: FirstRankLink) -> None:
     from distllm.engine.distributed.pool_agreement import agree_on_pool
     from distllm.engine.distributed.rank_check import RankCheck
     from distllm.engine.distributed.step_exchange import RankResult
+    from distllm.engine.pipeline.ranks.following_rank import FollowingRank
     from distllm.engine.served_model import prepare_model
 
     config, membership = start.config, start.membership
     _check_model(config.model, membership.rank)
     arrivals = link.join(membership.rank, membership.size)
     group = DeepSpeedGroup(membership, arrivals)
-    served = prepare_model(config, lambda *_: None, group)
+    served = prepare_model(config, lambda *_: None, group, start.layers)
     pool = agree_on_pool(config, served, group, measure_free_bytes(served.device))
-    forward = served.forward_over(pool.num_blocks)
     link.open_frame(pool.frame_size)
+    end = partial(os._exit, 1) if start.first_rank_pid is None else partial(kill, start.first_rank_pid)
+    if start.layers is not None:
+        assert isinstance(link, SharedMemoryLink), "the ranks of a stage are on one host"
+        group.gather_numbers([0])  # all are ready for orders
+        watch_first_rank(arrivals, config.rank_timeout_s, end)
+        FollowingRank(served, group, arrivals, link).follow()
+    forward = served.forward_over(pool.num_blocks)
     check = RankCheck(served.model, config.rank_check_steps)
     group.gather_numbers([0])  # all are ready for steps
-    end = partial(os._exit, 1) if start.first_rank_pid is None else partial(kill, start.first_rank_pid)
     watch_first_rank(arrivals, config.rank_timeout_s, end)
     while True:
         logits = forward.needed(link.receive_step())

@@ -10,15 +10,17 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.distributed.cores import share_cores
 from distllm.engine.distributed.launcher.launch import Launch
 from distllm.engine.distributed.membership import Membership
+from distllm.engine.pipeline.layer_range import LayerRange
 
 
 class RankStart(msgspec.Struct, frozen=True, kw_only=True):
     """`cores` None lets the ranks of a host divide its cores; none of them binds the rank to none.
 
-    `first_rank_pid` is None where the first rank runs on another host, or may.
+    `first_rank_pid` is None where the first rank runs on another host, or may. `layers` None are all.
     """
 
     config: EngineConfig
+    layers: LayerRange | None = None
     membership: Membership
     cores: list[int] | None
     first_rank_pid: int | None

@@ -57,10 +57,11 @@ def plan_sharding(
     size: int,
     blocks: Sequence[Block] | None = None,
     unit: int = INNER_UNIT,
+    num_layers: int | None = None,
 ) -> Sharding:
     """The part of `model` that `rank` of `size` holds; `blocks` None takes the plan of its type.
 
-    `unit` features of an MLP stay together where they can.
+    `unit` features of an MLP stay together where they can. A stage of a model has no more than `num_layers`.
 
     Raises CannotDivide, naming what forbids it.
     """
@@ -70,20 +71,28 @@ def plan_sharding(
         raise CannotDivide(
             f"there is no sharding plan for {model_type}, only for {', '.join(PLANS)}; use --tensor-parallel-size 1"
         )
-    return _Planner(model, blocks, rank, size, unit).plan()
+    return _Planner(model, blocks, rank, size, unit, num_layers).plan()
 
 
 class _Planner:
     """Walks a model and collects what its blocks divide."""
 
-    def __init__(self, model: PreTrainedModel, blocks: Sequence[Block], rank: int, size: int, unit: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Sequence[Block],
+        rank: int,
+        size: int,
+        unit: int,
+        num_layers: int | None,
+    ) -> None:
         config = model.config.get_text_config()
         self._model = model
         self._blocks = blocks
         self._rank, self._size, self._unit = rank, size, unit
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(getattr(config, "num_key_value_heads", None) or self._num_heads)
-        self._num_layers = int(config.num_hidden_layers)
+        self._num_layers = num_layers or int(config.num_hidden_layers)
         self._parts: dict[str, Part] = {}
         self._rows: list[str] = []
         self._experts: list[str] = []

@@ -1,4 +1,7 @@
-"""A step through memory that the ranks of one host share: written once, and told by a word on each connection."""
+"""A step through memory that the ranks of one host share: written once, and told by a word on each connection.
+
+The first rank of a stage says other words as well (`pipeline/ranks/orders.py`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -9,6 +12,8 @@ from distllm.engine.distributed.arrivals import Arrivals
 from distllm.engine.distributed.rank_start import RankStart
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distllm.engine.batch import StepTensors
     from distllm.engine.distributed.step_exchange import RankResult
     from distllm.engine.distributed.step_frame import FrameSize, StepFrame
@@ -39,16 +44,26 @@ class SharedMemoryExchange:
         self._frame = frame
         self._controls = controls
 
-    def send_step(self, batch: "StepTensors") -> None:
-        self._frame.write(batch)
+    def send_step(self, batch: "StepTensors", activations: "Tensor | None" = None, word: bytes = _STEP) -> None:
+        """As StepExchange says; `activations` [num_tokens, width] are those that come into a stage."""
+        self._frame.write(batch, activations)
+        self.tell(word)
+
+    def tell(self, word: bytes) -> None:
+        """Say something to all other ranks, which hear it in order."""
         for control in self._controls:
-            control.send_bytes(_STEP)
+            control.send_bytes(word)
+
+    def hear(self) -> list[bytes]:
+        """Wait for a word of every other rank."""
+        return [control.recv_bytes() for control in self._controls]
 
     def receive_results(self, batch: "StepTensors") -> list["RankResult"]:
         from distllm.engine.distributed.step_exchange import RankResult
 
-        digests = [control.recv_bytes() for control in self._controls]
-        return [RankResult(digest, self._frame.read_logits(rank, batch)) for rank, digest in enumerate(digests, 1)]
+        return [
+            RankResult(digest, self._frame.read_logits(rank, batch)) for rank, digest in enumerate(self.hear(), 1)
+        ]
 
 
 class SharedMemoryLink:
@@ -74,14 +89,26 @@ class SharedMemoryLink:
         self._frame = StepFrame(self._descriptors.frame, size)
 
     def receive_step(self) -> "StepTensors":
+        self.hear()
+        return self.read_step()[0]
+
+    def hear(self) -> bytes:
+        """The first rank's next word."""
+        return self._control.recv_bytes()
+
+    def say(self, word: bytes) -> None:
+        """Answer the first rank."""
+        self._control.send_bytes(word)
+
+    def read_step(self) -> "tuple[StepTensors, Tensor | None]":
+        """The step that the first rank has just told of, and the activations that came with it: views."""
         assert self._frame is not None
-        self._control.recv_bytes()
-        return self._frame.read()
+        return self._frame.read(), self._frame.read_activations()
 
     def send_result(self, result: "RankResult") -> None:
         assert self._frame is not None
         self._frame.write_logits(self._rank, result.logits)
-        self._control.send_bytes(result.digest)
+        self.say(result.digest)
 
     def alarm(self, reason: str) -> None:
         self._alarm.send_bytes(reason.encode())

@@ -1,7 +1,7 @@
 """A step's tensors and what the ranks make of them, in shared memory: nothing is pickled, nothing allocated.
 
 header | input_ids, position_ids, slot_mapping | needed_rows, num_candidates | copies
-query_starts, num_computed, block_tables
+query_starts, num_computed, block_tables | activations
 whole rows, values of candidates, their ids of rank 0 | of rank 1 | ...
 """
 
@@ -20,17 +20,22 @@ from distllm.engine.sampling.candidates import MAX_CANDIDATES, Candidates
 from distllm.engine.sampling.needed_logits import NeededLogits
 
 _ALIGNMENT = 64
-_NUM_SIZES = 6
+_NUM_SIZES = 7
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSize:
-    """The most that a step may carry. `vocab_sizes` are those of the ranks' parts."""
+    """The most that a step may carry. `vocab_sizes` are those of the ranks' parts.
+
+    Into a stage come `width` activations of `dtype` with each token, none where `width` is 0.
+    """
 
     max_tokens: int
     max_sequences: int
     max_blocks: int
     vocab_sizes: tuple[int, ...]
+    width: int = 0
+    dtype: torch.dtype = torch.float32
 
     @property
     def max_rows(self) -> int:
@@ -54,6 +59,7 @@ class StepFrame:
             ((size.max_sequences + 1,), int32),
             ((size.max_sequences,), int32),
             ((size.max_sequences * size.max_blocks,), int32),
+            ((size.max_tokens * size.width,), size.dtype),
         ]
         for vocab_size in size.vocab_sizes:
             layout += [
@@ -63,18 +69,22 @@ class StepFrame:
             ]
         fields = _map_fields(descriptor, layout)
         self._sizes, self._ids, self._positions, self._slots, self._rows, self._counts = fields[:6]
-        self._copies, self._starts, self._computed, self._tables = fields[6:10]
-        self._logits, self._best_values, self._best_ids = fields[10::3], fields[11::3], fields[12::3]
+        self._copies, self._starts, self._computed, self._tables, self._activations = fields[6:11]
+        self._logits, self._best_values, self._best_ids = fields[11::3], fields[12::3], fields[13::3]
         self._vocab_sizes = size.vocab_sizes
+        self._width = size.width
 
-    def write(self, batch: StepTensors) -> None:
-        """`batch` is in host memory."""
+    def write(self, batch: StepTensors, activations: Tensor | None = None) -> None:
+        """`batch` is in host memory, and so are `activations` [num_tokens, width] of a stage before."""
         attention = batch.attention
         num_sequences, width = attention.block_tables.shape
         num_copies = batch.copies.shape[1]
         num_rows, num_listed = len(batch.needed_rows), len(batch.num_candidates)
-        sizes = (batch.input_ids.numel(), num_sequences, width, num_rows, num_listed, num_copies)
+        num_received = 0 if activations is None else len(activations)
+        sizes = (batch.input_ids.numel(), num_sequences, width, num_rows, num_listed, num_copies, num_received)
         self._sizes.copy_(torch.tensor(sizes))
+        if activations is not None:
+            _place(self._activations, activations)
         for field, values in (
             (self._ids, batch.input_ids),
             (self._positions, batch.position_ids),
@@ -90,7 +100,7 @@ class StepFrame:
 
     def read(self) -> StepTensors:
         """The step that was written last, as views of the frame."""
-        num_tokens, num_sequences, width, num_rows, num_listed, num_copies = self._sizes.tolist()
+        num_tokens, num_sequences, width, num_rows, num_listed, num_copies, _ = self._sizes.tolist()
         return StepTensors(
             input_ids=self._ids[:num_tokens].unsqueeze(0),
             position_ids=self._positions[:num_tokens].unsqueeze(0),
@@ -104,6 +114,11 @@ class StepFrame:
             num_candidates=self._counts[:num_listed],
             copies=self._copies[: 2 * num_copies].view(2, num_copies),
         )
+
+    def read_activations(self) -> Tensor | None:
+        """Those that were written with the last step: a view of the frame, [num_tokens, width]."""
+        num_received = int(self._sizes[-1])
+        return _view(self._activations, (num_received, self._width)) if num_received else None
 
     def write_logits(self, rank: int, logits: NeededLogits) -> None:
         """Of the rank's part of the vocabulary, on any device."""

@@ -140,6 +140,7 @@ async def _coordinate(
         relay.take_receipt,
         events,
         RemovedPeers(state_dir),
+        model.why_refused,
     )
     source = WeightSource({whole.fingerprint: holding}.get, settings.max_message_bytes)
     posts = {

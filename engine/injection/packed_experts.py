@@ -70,6 +70,8 @@ def _run_expert(module: Any, expert: int, x: Tensor) -> Tensor:
 
 
 def _project(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
-    weight: PackedWeight | QuantizedWeight | UnreadWeight = getattr(module, name)[expert]
+    weight: PackedWeight | QuantizedWeight | UnreadWeight | Tensor = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    if isinstance(weight, Tensor):  # of a layer that is not quantized, where others are
+        return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
     return weight.project(x, bias)

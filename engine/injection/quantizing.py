@@ -1,6 +1,7 @@
 """Chooses how each weight of a model is quantized."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -35,6 +36,43 @@ def choose_schemes(model: PreTrainedModel, config: QuantizationConfig) -> Scheme
             for weight, in_features in _inputs(name, module):
                 check_divides(weight, in_features, schemes[module])
     return schemes
+
+
+def choose_schemes_by_layer(
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    configs: Sequence[QuantizationConfig | None],
+    *,
+    embeds: bool,
+) -> Schemes:
+    """The same of a stage, where each of its decoder `layers` has a config of its own, or None.
+
+    The embedding of one that `embeds` is as the first of them, all other weights outside are as the last. Where an
+    embedding and a head that are tied so come to differ, they are tied no more.
+    """
+    by_config = {config: choose_schemes(model, config) for config in set(configs) if config is not None}
+    owners = {module: config for layer, config in zip(layers, configs, strict=True) for module in layer.modules()}
+    if embeds:
+        owners[model.get_input_embeddings()] = configs[0]
+        if configs[0] != configs[-1]:
+            _untie(model.get_input_embeddings(), model.get_output_embeddings())
+    schemes: dict[nn.Module, WeightScheme] = {}
+    for module in model.modules():
+        config = owners.get(module, configs[-1])
+        if config is not None and module in by_config[config]:
+            schemes[module] = by_config[config][module]
+    return schemes
+
+
+def _untie(embedding: nn.Module, head: nn.Module | None) -> None:
+    """Two weights in the place of one, of the same content, which is not copied."""
+    weight = weight_of(embedding)
+    if head is None or weight_of(head) is not weight:
+        return
+    if isinstance(weight, nn.Parameter):
+        embedding.weight = nn.Parameter(weight.data, requires_grad=False)
+    else:
+        embedding.__dict__["weight"] = copy.copy(weight)
 
 
 def is_quantizable(name: str, module: nn.Module) -> bool:

@@ -12,7 +12,8 @@ from distllm.engine.pipeline.placement.measurements import Link
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.pipeline.wire.codec_choice import CodecCost
 from distllm.engine.pipeline.wire.codec_names import CodecName
-from distllm.engine.quantization.config import QuantizationConfig
+from distllm.engine.quantization.by_layer import LayerRun
+from distllm.engine.quantization.config import QuantizationConfig, QuantizationWish
 
 CONTROL: Final = 1
 """Kind of the frames whose header is one of the messages below."""
@@ -31,7 +32,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to load: layers [begin, end) of `num_layers`, and how. `numerics` None: what is fastest there."""
+    """What to load: layers [begin, end) of `num_layers`, and how.
+
+    `layer_quantization` is in place of `quantization` where layers differ. `numerics` None: what is fastest there.
+    """
 
     model: str
     fingerprint: str
@@ -45,6 +49,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     numerics: str | None = None
+    layer_quantization: tuple[LayerRun, ...] = ()
 
 
 class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,12 +155,16 @@ class Dismiss(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """A peer's first words on every link. `boot` tells one that was started anew from one that was away."""
+    """A peer's first words on every link. `boot` tells one that was started anew from one that was away.
+
+    `quantization` is how it would have its layers, None as the coordinator has it.
+    """
 
     version: int
     boot: str
     endpoint: Endpoint
     free_bytes: int
+    quantization: QuantizationWish | None = None
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +211,13 @@ class Loaded(Message, frozen=True, kw_only=True):
 
 class LoadFailed(Message, frozen=True, kw_only=True):
     """A stage cannot be loaded; `reason` is for the operator."""
+
+    config: StageConfig
+    reason: str
+
+
+class StageLost(Message, frozen=True, kw_only=True):
+    """A stage that was loaded is not there any more, though its peer is; it may be loaded anew."""
 
     config: StageConfig
     reason: str
@@ -274,6 +290,7 @@ ToCoordinator = (
     | Loading
     | Loaded
     | LoadFailed
+    | StageLost
     | Fenced
     | FenceFailed
     | Result

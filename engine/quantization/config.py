@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 QuantizationName = Literal["int8", "int4"]
+QuantizationWish = Literal["none", "int8", "int4"]
 GROUP_SIZES = (32, 64, 128)
 DEFAULT_INT4_GROUP_SIZE = 32
 _BITS: Mapping[str, int] = {"int8": 8, "int4": 4}

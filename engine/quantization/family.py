@@ -23,6 +23,11 @@ def quantization_name(checkpoint: Checkpoint, config: QuantizationConfig | None)
 
 def numerics_family(checkpoint: Checkpoint, config: EngineConfig) -> str:
     """What is added to the name of an engine's numerics. Raises as quantization_name does."""
-    weights = quantization_name(checkpoint, config.quantization)
+    if config.layer_quantization:
+        for run in config.layer_quantization:
+            quantization_name(checkpoint, run.config)
+        weights: str | None = "+".join(run.name for run in config.layer_quantization)
+    else:
+        weights = quantization_name(checkpoint, config.quantization)
     kv = None if config.kv_cache_dtype == "auto" else f"kv{config.kv_cache_dtype}"
-    return "".join(f"-{name}" for name in (weights, kv) if name is not None)
+    return "".join(f"/{name}" for name in (weights, kv) if name is not None)

@@ -2,13 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from distllm.engine.quantization.config import QuantizationWish
 
 _EPILOG = """\
 examples:
   distllm peer --join gpu-1:5555 --token T                  join, have layers of the model sent, and serve them
   distllm peer --join gpu-1:5555                            again, once this machine has joined
   distllm peer --join gpu-1:5555 --model ./my-checkpoint    with a copy of the model that is here already
+  distllm peer --join gpu-1:5555 --quantization int8        with half the memory for its layers
+  distllm peer --join gpu-1:5555 --tensor-parallel-size 2   its layers are computed by two processes, or GPUs
 
 A token is printed by `distllm token` where the coordinator runs.
 """
@@ -60,6 +64,39 @@ def add(commands: Any) -> None:
         "--num-threads", type=int, metavar="N", help="threads of the CPU kernels (default: one a core)"
     )
     peer.add_argument("--kv-cache-memory", type=float, metavar="GIB", help="GiB for the KV cache")
+    peer.add_argument(
+        "--quantization",
+        choices=get_args(QuantizationWish),
+        help="how this peer's layers are quantized while they load (default: as the coordinator says)",
+    )
+    peer.add_argument(
+        "--tensor-parallel-size",
+        default="1",
+        metavar="N",
+        help="processes of this machine that share each of its stages; auto: one a CUDA device (default: 1)",
+    )
+    peer.add_argument(
+        "--rank-timeout-s",
+        type=float,
+        default=1.5,
+        metavar="S",
+        help="seconds one of these may keep the others waiting (default: 1.5)",
+    )
+    peer.add_argument(
+        "--offload",
+        choices=("none", "cpu", "disk"),
+        default="none",
+        help="where layers wait that do not fit on the device: host memory (with cuda) or a file",
+    )
+    peer.add_argument(
+        "--offload-dir", type=Path, metavar="DIR", help="folder on a disk for them (default: /var/tmp)"
+    )
+    peer.add_argument(
+        "--weights-memory",
+        type=float,
+        metavar="GIB",
+        help="GiB on the device for weights when offloading (default: what is free beside the KV cache)",
+    )
     peer.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     peer.set_defaults(run=run)
 

@@ -111,10 +111,10 @@ def test_a_copied_block_carries_its_scales(serve: Serve, name: str, backend: str
 def test_numerics_and_weight_bytes_tell_that_weights_are_quantized(serve: Serve) -> None:
     served = [serve("llama", "bfloat16", quantization=config) for config in (None, INT8, INT4)]
     dense, int8, int4 = (each.executor.info for each in served)
-    assert int8.numerics == f"{dense.numerics}-w8"
-    assert int4.numerics == f"{dense.numerics}-w4g32"
+    assert int8.numerics == f"{dense.numerics}/w8"
+    assert int4.numerics == f"{dense.numerics}/w4g32"
     both = serve("llama", "bfloat16", quantization=INT4, kv_cache_dtype="fp8").executor.info
-    assert both.numerics == f"{dense.numerics}-w4g32-kvfp8"
+    assert both.numerics == f"{dense.numerics}/w4g32/kvfp8"
     assert int8.weight_bytes < 0.56 * dense.weight_bytes
     assert int4.weight_bytes < 0.4 * dense.weight_bytes
 

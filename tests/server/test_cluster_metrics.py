@@ -39,6 +39,8 @@ async def test_metrics_show_the_cluster_s_figures(client: httpx.AsyncClient, eng
         'distllm_cluster_peers{state="gone"}': 0,
         'distllm_cluster_stage_seconds{peer="p1",stage="0"}': 0.0125,
         'distllm_cluster_stage_layers{peer="p2",stage="1"}': 3,
+        'distllm_cluster_stage_ranks{peer="p1",stage="0"}': 2,
+        'distllm_cluster_stage_info{numerics="cpu1/w8/tp2",peer="p1",quantization="w8",stage="0"}': 1,
         'distllm_cluster_beat_age_seconds{peer="p3"}': 0.125,
         'distllm_cluster_busy_seconds{peer="p1"}': 0.5,
         'distllm_cluster_free_bytes{peer="p1"}': 2 << 30,

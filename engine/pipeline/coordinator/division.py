@@ -25,9 +25,9 @@ def divide_evenly(num_layers: int, num_stages: int) -> list[Layers]:
 
 
 def seat_peers(
-    seats: Sequence[Seat], present: Sequence[str], has_loaded: Callable[[str, Layers], bool]
+    seats: Sequence[Seat], present: Sequence[str], fitness: Callable[[str, Layers], int]
 ) -> list[Seat] | None:
-    """The same stages with a peer each: who has a seat keeps it; an empty one goes to a peer that has its layers.
+    """The same stages with a peer each: who has a seat keeps it; an empty one goes to the first of the fittest.
 
     None where there are fewer peers than stages.
     """
@@ -38,7 +38,7 @@ def seat_peers(
         if seat.peer is None:
             if not free:
                 return None
-            best = next((peer for peer in free if has_loaded(peer, seat.layers)), free[0])
+            best = max(free, key=lambda peer: fitness(peer, seat.layers))
             free.remove(best)
             kept[number] = Seat(seat.layers, best)
     return kept

@@ -14,6 +14,7 @@ from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Outbound
 from distllm.engine.pipeline.transport.bulk import is_bulk
 from distllm.engine.pipeline.wire.frame import encode_frame
+from distllm.engine.quantization.config import QuantizationWish
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Member:
 
     It has had `num_links`. `bulk` is beside the link, for what messages must not wait for.
     `loaded` are the stages that this boot of it has in memory, `refusals` those that it cannot have. `asked` is the
-    memory that was free when it was asked for a stage.
+    memory that was free when it was asked for a stage. `wish` is how it would have layers quantized.
     """
 
     peer_id: PeerId
@@ -32,6 +33,7 @@ class Member:
     boot: str = ""
     endpoint: Endpoint | None = None
     free_bytes: int = 0
+    wish: QuantizationWish | None = None
     heard_s: float = 0.0
     busy_s: float = 0.0
     workload: Workload = field(default_factory=Workload)
@@ -76,6 +78,11 @@ class Member:
             self.loaded = {config: info for config, info in self.loaded.items() if config in configs}
             self.asked = {config: free for config, free in self.asked.items() if config in configs}
             self.send(Keep(configs=configs))
+
+    def lose(self, config: StageConfig) -> None:
+        """A stage is not loaded any more, by no wish of ours; it may be asked for again."""
+        self.loaded.pop(config, None)
+        self.asked.pop(config, None)
 
     def send_frame(self, frame: bytes) -> None:
         """Lost where there is no link: whoever watches this member finds that out."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
 
+from distllm.engine.numerics import quantization_of
 from distllm.engine.pipeline.coordinator.events import EventLog, printable
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
@@ -74,7 +75,7 @@ class Observer:
             time_s=time.time(),
             epoch=status.epoch,
             is_serving=status.is_serving,
-            waiting=None if status.waiting is None else printable(status.waiting),
+            waiting=_printable(status.waiting),
             num_stages=max(self._num_needed, len(stages)),
             num_layers=self._num_layers,
             num_in_flight=status.num_in_flight,
@@ -100,6 +101,8 @@ class Observer:
             begin=stage.config.begin,
             end=stage.config.end,
             numerics=printable(stage.info.numerics),
+            quantization=_printable(quantization_of(stage.info.numerics)),
+            num_ranks=stage.info.num_ranks,
             num_blocks=stage.info.num_blocks,
             kv_block_bytes=stage.info.kv_block_bytes,
             weight_bytes=stage.info.weight_bytes,
@@ -117,7 +120,7 @@ class Observer:
             state=_state(member, status.is_serving and seat is not None),
             stage=seat,
             loaded=sorted((config.begin, config.end) for config in member.loaded),
-            trouble=None if member.trouble is None else printable(member.trouble),
+            trouble=_printable(member.trouble),
             beat_age_s=member.silent_s,
             busy_s=member.busy_s,
             free_bytes=member.free_bytes,
@@ -156,6 +159,10 @@ def _log_failure(task: "asyncio.Task[None]") -> None:
     """The cluster serves on where nobody can watch it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("the cluster is not told of any more", exc_info=error)
+
+
+def _printable(text: str | None) -> str | None:
+    return None if text is None else printable(text)
 
 
 def _state(member: Member, is_serving: bool) -> PeerState:

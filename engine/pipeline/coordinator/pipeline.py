@@ -8,6 +8,8 @@ from concurrent.futures import Future
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
+from distllm.engine.numerics import kernels_of
+from distllm.engine.pipeline.coordinator.arithmetic import Arithmetic
 from distllm.engine.pipeline.coordinator.division import Seat, seat_peers
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
@@ -48,14 +50,14 @@ class Pipeline:
         events: EventLog,
     ) -> None:
         self._members = members
-        self._whole = whole
+        self._max_tokens = whole.max_num_batched_tokens
         self._vocab_size = vocab_size
         self._silence_s = settings.silence_s
         self._timeout_s = settings.patience.timeout_s
         self._placer = placer
         self._find_routes = routes.of
         self._events = events
-        self._numerics = whole.numerics  # in which all stages compute, so that any peer can have any layers
+        self._arithmetic = Arithmetic(whole)
         self._stages: list[Stage] = []
         self._routes: list[Route] = []  # to these
         self._is_serving = False
@@ -93,6 +95,7 @@ class Pipeline:
             serving=tuple(self._kept_seats()),
             num_blocks=0 if self._info is None else self._info.num_blocks,
             reload_s=max((stage.info.load_s for stage in self._stages), default=0.0),
+            quantization=self._arithmetic.quantization,
         )
 
     def append(self, step: StepInput, future: "Future[StepOutput]") -> None:
@@ -148,7 +151,10 @@ class Pipeline:
             self._is_serving = False
 
     def _tell_of(self, stopped_s: float, was_loss: bool) -> None:
-        """That steps run again, which none did for `stopped_s`."""
+        """That steps run again, which none did for `stopped_s`, and where they give other bits."""
+        for peer_id, change in self._arithmetic.settle(self._stages):
+            logger.warning("%s %s", peer_id, change)
+            self._events.note("rounding", change, peer_id)
         chain = chain_of(self._stages, self._routes)
         logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
         if was_loss:
@@ -182,7 +188,7 @@ class Pipeline:
             return better
         present = self._present()
         kept = self._kept_seats()
-        seats = seat_peers(kept, present, self._has_loaded) if kept else None
+        seats = seat_peers(kept, present, self._fitness) if kept else None
         return seats or self._placer.seats(present)
 
     def _present(self) -> tuple[str, ...]:
@@ -203,20 +209,25 @@ class Pipeline:
         """One that loads is slow to answer."""
         return member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
 
-    def _has_loaded(self, peer: str, layers: tuple[int, int]) -> bool:
-        return self._config(layers) in self._members[PeerId(peer)].loaded
+    def _fitness(self, peer: str, layers: tuple[int, int]) -> int:
+        """For a stage that was lost: 2 where a peer has loaded what gives the same bits, 1 where something else."""
+        loaded = [it for it in self._members[PeerId(peer)].loaded.items() if (it[0].begin, it[0].end) == layers]
+        return 2 if any(self._arithmetic.is_kept(*it) for it in loaded) else int(bool(loaded))
 
-    def _config(self, layers: tuple[int, int]) -> StageConfig:
-        return msgspec.structs.replace(self._whole, begin=layers[0], end=layers[1], numerics=self._numerics)
+    def _config(self, seat: Seat) -> StageConfig:
+        """As the peer of a seat would have to load its stage."""
+        return self._arithmetic.config(seat.layers, self._members[PeerId(str(seat.peer))].wish)
 
     def _fitting_config(self, seat: Seat) -> StageConfig:
-        """What the peer of a seat serves there, or has loaded for it in the right numerics, or should."""
+        """What the peer of a seat serves there, or has loaded for it in the right order of sums, or should."""
         if (present := self._present_config(seat)) is not None:
             return present
+        wanted = self._config(seat)
         for config, info in self._members[PeerId(str(seat.peer))].loaded.items():
-            if (config.begin, config.end) == seat.layers and info.numerics == self._numerics:
+            is_alike = msgspec.structs.replace(config, numerics=wanted.numerics) == wanted
+            if is_alike and kernels_of(info.numerics) == self._arithmetic.kernels:
                 return config
-        return self._config(seat.layers)
+        return wanted
 
     def _present_config(self, seat: Seat) -> StageConfig | None:
         """What the peer of a seat serves there already."""
@@ -238,9 +249,9 @@ class Pipeline:
         return stages if len(stages) == len(seats) and self._agree(stages) else None
 
     def _agree(self, stages: list[Stage]) -> bool:
-        """Whether all compute in the numerics of the first, as far as they can: else they are asked to."""
-        self._numerics = self._numerics or stages[0].info.numerics
-        return all(stage.config.numerics or stage.info.numerics == self._numerics for stage in stages)
+        """Whether all compute in the order of sums of the first, as far as they can: else they are asked to."""
+        wanted = self._arithmetic.kernels = self._arithmetic.kernels or kernels_of(stages[0].info.numerics)
+        return all(stage.config.numerics or kernels_of(stage.info.numerics) == wanted for stage in stages)
 
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
@@ -248,8 +259,8 @@ class Pipeline:
         infos = [stage.info for stage in stages]
         if self._log is None:
             self._info = merge(infos)
-            max_tokens = self._whole.max_num_batched_tokens
-            self._log = StepLog(len(stages), self._info.num_blocks, max_tokens, epoch=time.time_ns() // 1_000_000)
+            first_epoch = time.time_ns() // 1_000_000
+            self._log = StepLog(len(stages), self._info.num_blocks, self._max_tokens, epoch=first_epoch)
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
         self._stages, self._routes = stages, self._find_routes(stages)
@@ -338,7 +349,7 @@ class Pipeline:
 
     def _refusal(self, seat: Seat) -> str | None:
         """Why the peer of a seat cannot load its layers."""
-        return self._members[PeerId(str(seat.peer))].refusals.reason(self._config(seat.layers))
+        return self._members[PeerId(str(seat.peer))].refusals.reason(self._config(seat))
 
     def _blame_lost(self) -> bool:
         """Whether a stage is lost. Its peer does not get its seat again at once."""
@@ -360,6 +371,8 @@ class Pipeline:
             return "was started anew"
         if member.silent_s > self._silence_s:
             return f"has been silent for {member.silent_s * 1000:.0f} ms"
+        if stage.config not in member.loaded:
+            return "has lost its layers"
         return None if member.trouble is None else f"is in trouble: {member.trouble}"
 
     def _have_forgotten(self) -> None:
@@ -378,4 +391,4 @@ class Pipeline:
 
     def _configs(self) -> list[StageConfig]:
         """The stages as a peer would have to load them that takes the place of another."""
-        return [self._config((stage.config.begin, stage.config.end)) for stage in self._stages]
+        return [self._arithmetic.config((it.config.begin, it.config.end), None) for it in self._stages]

@@ -20,6 +20,7 @@ from distllm.engine.pipeline.placement.report import report
 from distllm.engine.pipeline.placement.search import Found, NothingFits, SearchResult, search_plan
 from distllm.engine.pipeline.placement.what_if import pays_back
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.quantization.config import QuantizationConfig
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -35,12 +36,14 @@ class Present:
     """Whom the pipeline could use now, and who has a seat.
 
     `num_blocks` are those of its KV pool, 0 before it has one; `reload_s` is how long loading stages took.
+    `quantization` is that of each layer, None while that is for the peers to say.
     """
 
     peer_ids: tuple[str, ...]
     serving: tuple[Seat, ...] = ()
     num_blocks: int = 0
     reload_s: float = 0.0
+    quantization: tuple[QuantizationConfig | None, ...] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -137,7 +140,7 @@ class Placer:
         if wanted is not None and present.serving:
             wanted = min(wanted, len(present.peer_ids)) or None
         is_settled = bool(present.serving) or self._is_settled(present)
-        cluster = self._survey.cluster(present.peer_ids)
+        cluster = self._survey.cluster(present.peer_ids, present.quantization)
         return _Situation(present, self._refused(present), cluster, self._workload(present), wanted, is_settled)
 
     def _refused(self, present: Present) -> dict[tuple[str, Layers], str]:

@@ -29,6 +29,7 @@ from distllm.engine.pipeline.messages import (
     Received,
     Removed,
     Result,
+    StageLost,
     ToCoordinator,
     Welcome,
 )
@@ -63,6 +64,7 @@ class Reception:
     `on_result` takes results, and says what is wrong with one that cannot be.
 
     `on_measured` takes what peers find out about themselves and their links, `on_received` acknowledgements.
+    `why_refused` knows of peers that are of no use here.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Reception:
         on_received: Callable[[PeerId, Received], None],
         events: EventLog,
         removed: RemovedPeers,
+        why_refused: Callable[[Hello], str | None] = lambda _: None,
     ) -> None:
         self._authority = authority
         self._tokens = tokens
@@ -89,6 +92,7 @@ class Reception:
         self._events = events
         self._removed = removed
         self._told_removed = removed.current()
+        self._why_refused = why_refused
 
     def app(self, other_posts: Mapping[str, Post]) -> PeerApp:
         """With `other_posts` for callers that are known. Without encryption these are known by their tickets."""
@@ -243,6 +247,11 @@ class Reception:
                 logger.error("%s cannot load its layers: %s", member.peer_id, message.reason)
                 self._events.note("failed", f"cannot load its layers: {message.reason}", member.peer_id)
                 member.refuse(message.config, message.reason)
+            case StageLost():
+                layers = f"[{message.config.begin}, {message.config.end})"
+                logger.error("%s has lost %s: %s", member.peer_id, layers, message.reason)
+                self._events.note("failed", f"has lost {layers}: {message.reason}", member.peer_id)
+                member.lose(message.config)
             case Measured() | MeasureFailed() | Probed():
                 self._on_measured(member, message)
             case Fenced():
@@ -272,10 +281,15 @@ class Reception:
             self._events.note("refused", reason, member.peer_id)
             return Reply.refusal(400, reason)
         others = [other for other in self._members.connected() if other is not member]
+        if (fault := self._why_refused(hello)) is not None:
+            logger.warning("%s was refused: %s", member.peer_id, fault)
+            self._events.note("refused", fault, member.peer_id)
+            return Reply.refusal(403, fault)
         if len(others) >= (max_peers := self._settings.max_peers):
             self._events.note("refused", f"as many as {max_peers} peers are here", member.peer_id)
             return Reply.refusal(403, f"coordinator.max_workers is {max_peers}, and as many peers are here")
         member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
+        member.wish = hello.quantization
         self._members.changed.set()
         logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)
         self._events.note("connected", f"at {hello.endpoint.host}:{hello.endpoint.port}", member.peer_id)

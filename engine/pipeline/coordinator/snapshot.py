@@ -11,7 +11,9 @@ PeerState = Literal["serving", "spare", "joining", "gone"]
 """In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; not connected."""
 
 
-EventKind = Literal["joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered"]
+EventKind = Literal[
+    "joined", "refused", "connected", "gone", "failed", "suspected", "planned", "recovered", "rounding"
+]
 
 
 class ClusterEvent(msgspec.Struct, frozen=True):
@@ -27,14 +29,17 @@ class ClusterEvent(msgspec.Struct, frozen=True):
 class StageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Layers [begin, end) and who serves them. `num_blocks` are the KV blocks that its memory affords.
 
-    `step_s` is the mean of the latest steps, None before the first; `predicted_step_s` what was predicted of a step
-    that decodes one token, None where that is not known.
+    `quantization` names how its weights are quantized, such as w8, None where they are not; `num_ranks` processes
+    share it. `step_s` is the mean of the latest steps, None before the first; `predicted_step_s` what was predicted
+    of a step that decodes one token, None where that is not known.
     """
 
     peer_id: str
     begin: int
     end: int
     numerics: str
+    quantization: str | None
+    num_ranks: int
     num_blocks: int
     kv_block_bytes: int
     weight_bytes: int
@@ -69,7 +74,7 @@ class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """From one stage to the next: the mean seconds until a frame was taken, and the goodput while frames were sent.
 
     Both are of the latest frames, None before the first. `delay_s` and `goodput_bytes_per_s` are what was measured
-    one way before any frame was sent, None where it was not. Where it `is_relayed`, frames go through the coordinator.
+    one way beforehand, None where it was not. Where it `is_relayed`, frames go through the coordinator.
     """
 
     source: str

@@ -29,5 +29,5 @@ def merge(infos: Sequence[ExecutorInfo]) -> ExecutorInfo:
         kv_block_bytes=sum(info.kv_block_bytes for info in infos),
         load_s=max(info.load_s for info in infos),
         numerics=numerics[0] if len(numerics) == 1 else "|".join(info.numerics for info in infos),
-        num_ranks=len(infos),
+        num_ranks=sum(info.num_ranks for info in infos),
     )

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from distllm.engine.pipeline.coordinator.arithmetic import wished
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.model_sample import ModelSample
 from distllm.engine.pipeline.messages import EdgeDown, Measure, Measured, MeasureFailed, Probed, ProbeLinks
@@ -14,6 +15,7 @@ from distllm.engine.pipeline.security.peer_id import PeerId as CertifiedId
 from distllm.engine.pipeline.wire.codec_choice import CodecCost
 from distllm.engine.pipeline.wire.codec_names import CodecName
 from distllm.engine.pool_size import FREE_FRACTION
+from distllm.engine.quantization.config import QuantizationConfig
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -128,14 +130,20 @@ class Survey:
             self._peer(member).times is not None and not self._missing(member, members) for member in members
         )
 
-    def cluster(self, peer_ids: Collection[str]) -> Cluster:
-        """Those of the peers that are here and measured, and the links between them."""
+    def cluster(
+        self, peer_ids: Collection[str], quantization: Sequence[QuantizationConfig | None] | None = None
+    ) -> Cluster:
+        """Those of the peers that are here and measured, and the links between them.
+
+        `quantization` is that of each layer; None where each peer has its layers as it wishes.
+        """
         members = {PeerId(it.peer_id): it for it in self._members.connected() if it.peer_id in peer_ids}
-        measured = [self._measurements(peer_id, member) for peer_id, member in members.items()]
+        measured = [self._measurements(*peer, quantization is None) for peer in members.items()]
         peers = tuple(sorted((it for it in measured if it is not None), key=lambda it: it.peer_id))
         ends = {peer.peer_id for peer in peers} | {COORDINATOR}
         links = tuple(link for link in self._links(members) if {link.source, link.target} <= ends)
-        return Cluster(self._model.sizes, peers, links)
+        sizes = self._model.sizes if quantization is None else self._model.sizes_by_layer(quantization)
+        return Cluster(sizes, peers, links)
 
     def unmeasured(self) -> dict[str, str]:
         """Of those that are here, why they cannot be placed."""
@@ -169,7 +177,7 @@ class Survey:
             peer = self._peer(member)
             if peer.times is None and peer.asked_on is not member.outbound:
                 peer.asked_on = member.outbound
-                member.send(Measure(sample=self._model.sample))
+                member.send(Measure(sample=self._model.sample_of(self._wished(member))))
 
     def _ask_for_links(self) -> None:
         if self._probing is not None:
@@ -209,7 +217,10 @@ class Survey:
         links = ((other, self._link(member, other)) for other in members)
         return [other for other, link in links if isinstance(link, _Unreachable) and link.until_s <= now_s]
 
-    def _measurements(self, peer_id: PeerId, member: Member) -> PeerMeasurements | None:
+    def _wished(self, member: Member) -> QuantizationConfig | None:
+        return wished(member.wish, self._model.whole.quantization)
+
+    def _measurements(self, peer_id: PeerId, member: Member, has_its_wish: bool) -> PeerMeasurements | None:
         peer = self._peer(member)
         times = peer.times
         if not isinstance(times, ComputeTimes):
@@ -222,6 +233,7 @@ class Survey:
             prefill_s=times.prefill_s,
             free_bytes=max(0, usable_bytes),
             kv_token_bytes=self._model.kv_token_bytes,
+            model=self._model.sizes_of(self._wished(member)) if has_its_wish and member.wish else None,
         )
 
     def _links(self, members: dict[PeerId, Member]) -> Iterator[Link]:

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from distllm.engine.batch import StepTensors, build_step_tensors
 from distllm.engine.decoder_layers import find_decoder_layers
 from distllm.engine.interface import BLOCK_SIZE, BlockId, SequenceChunk, SequenceId
+from distllm.engine.pipeline.placement.measuring import MEASURED_ROWS
 from distllm.engine.pipeline.stage_model.cutting import BypassedLayer
 from distllm.engine.served_model import ServedModel
 
+_CHUNK_TOKENS = 256
+_CONTEXT_TOKENS = 256
+"""Tokens that a decoding row attends to."""
 _RECEIVED_SIZE = 0.05
 """Of random activations that come in: about what embeddings are."""
 
@@ -28,10 +32,14 @@ class _LayerCall:
 class SingleLayer:
     """Of a stage that is a model's last layer and its head.
 
-    Up to `max_rows` rows decode, each over `context_tokens`; more are one chunk of up to `chunk_tokens`.
+    Up to MEASURED_ROWS[-1] rows decode, each over a context; more are one chunk of up to `chunk_tokens`.
+    Where ranks share the stage, each has one, and all make the same calls.
     """
 
-    def __init__(self, served: ServedModel, context_tokens: int, max_rows: int, chunk_tokens: int) -> None:
+    def __init__(self, served: ServedModel) -> None:
+        longest = max(1, served.max_model_len - 1)
+        max_rows, context_tokens = MEASURED_ROWS[-1], min(_CONTEXT_TOKENS, longest)
+        self.chunk_tokens = chunk_tokens = max(min(_CHUNK_TOKENS, longest), max_rows + 1)
         assert served.boundary is not None
         assert served.boundary.layers.is_last
         assert len(served.layers) == 1

@@ -57,8 +57,13 @@ class Surveyor:
         return times
 
     def _key(self, sample: LayerSample) -> str:
-        """Other layers, devices and threads take other times."""
-        here = (self._here.device, self._here.num_threads, self._here.attention_backend)
+        """Other layers, devices, threads and ranks take other times."""
+        here = (
+            self._here.device,
+            self._here.num_threads,
+            self._here.attention_backend,
+            self._here.tensor_parallel_size,
+        )
         return hashlib.sha256(msgspec.msgpack.encode((sample, here))).hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from distllm.engine.checkpoint import CheckpointError
 from distllm.engine.config import EngineConfig
-from distllm.engine.device import measure_free_bytes, resolve_device
+from distllm.engine.device import measure_free_bytes_of_ranks, resolve_device
 from distllm.engine.interface import StepOutput
 from distllm.engine.pipeline.measuring.link_probing import probe_links
 from distllm.engine.pipeline.measuring.link_timing import PROBE_PATH, answer_probe
@@ -36,6 +36,7 @@ from distllm.engine.pipeline.messages import (
     Removed,
     Result,
     StageConfig,
+    StageLost,
     StepHeader,
     ToCoordinator,
     ToPeer,
@@ -60,6 +61,7 @@ from distllm.engine.pipeline.weights.stage_weights import StageWeights
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 from distllm.engine.pool_size import OutOfMemory
+from distllm.engine.quantization.config import QuantizationWish
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -67,7 +69,7 @@ logger = logging.getLogger("distllm.pipeline")
 class Peer:
     """`directory` holds its identity and what it measured.
 
-    `weights` say what its stages are loaded from, `here` what they run on.
+    `weights` say what its stages are loaded from, `here` what they run on, `wish` how they had better be quantized.
 
     It listens on the host and port `listen`; others are told `host` and `port`, or its own port where that is 0.
     """
@@ -82,6 +84,7 @@ class Peer:
         port: int,
         listen: tuple[str, int],
         max_message_bytes: int,
+        wish: QuantizationWish | None = None,
         renewal_check_s: float = 60.0,
     ) -> None:
         self._membership = Membership(coordinator, directory)
@@ -91,13 +94,14 @@ class Peer:
         self._device = resolve_device(here.device)
         self._host, self._port, self._listen = host, port, listen
         self._max_bytes = max_message_bytes
+        self._wish = wish
         self._boot = secrets.token_hex(8)
         self._compute = ThreadPoolExecutor(1, "stage")
         self._loading = ThreadPoolExecutor(1, "loading")  # steps of another stage go on meanwhile
         self._weights = StageWeights(weights, coordinator, self._membership.connect, self._loading)
-        self._stages = LoadedStages(self._weights, here, self._loading)
+        self._stages = LoadedStages(self._weights, here, self._loading, self._report_lost)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
-        self._surveyor = Surveyor(here, measure_free_bytes(self._device), directory / "measured", self._compute)
+        self._surveyor = Surveyor(here, self._free_bytes(), directory / "measured", self._compute)
         self._link = CoordinatorLink(
             self._membership.connect_to_coordinator,
             self._membership.explain_unreachable,
@@ -125,6 +129,7 @@ class Peer:
             for task in self._tasks:
                 task.cancel()
             await self._stop_listening()
+            self._stages.close()
             self._compute.shutdown(wait=False, cancel_futures=True)
             self._loading.shutdown(wait=False, cancel_futures=True)
 
@@ -159,8 +164,13 @@ class Peer:
 
     def _hello(self) -> Hello:
         endpoint = Endpoint(peer_id=self._membership.peer_id, host=self._host, port=self._port)
-        free_bytes = measure_free_bytes(self._device)
-        return Hello(version=PROTOCOL_VERSION, boot=self._boot, endpoint=endpoint, free_bytes=free_bytes)
+        return Hello(
+            version=PROTOCOL_VERSION,
+            boot=self._boot,
+            endpoint=endpoint,
+            free_bytes=self._free_bytes(),
+            quantization=self._wish,
+        )
 
     def _beat(self, round_trip_s: float | None) -> Beat:
         """Beats come from where steps are handed out, and say how long the present one has been computed."""
@@ -168,9 +178,13 @@ class Peer:
             boot=self._boot,
             busy_s=self._runner.busy_s,
             work=self._runner.work,
-            free_bytes=measure_free_bytes(self._device),
+            free_bytes=self._free_bytes(),
             round_trip_s=round_trip_s,
         )
+
+    def _free_bytes(self) -> int:
+        """On the devices of all ranks."""
+        return measure_free_bytes_of_ranks(self._device, self._here.tensor_parallel_size or 1)
 
     def _take_step_from_coordinator(self, frame: Frame) -> None:
         received = self._runner.take_from_coordinator(frame)
@@ -257,6 +271,10 @@ class Peer:
     async def _send_result(self, header: StepHeader, output: StepOutput) -> None:
         result = Result(epoch=header.epoch, number=header.number, output=output)
         await self._tell(result, header.epoch)
+
+    def _report_lost(self, config: StageConfig, reason: str) -> None:
+        logger.error("layers %d to %d are lost: %s", config.begin, config.end - 1, reason)
+        self._begin(self._tell(StageLost(config=config, reason=reason)))
 
     def _report_trouble(self, trouble: EdgeDown | FenceFailed) -> None:
         self._begin(self._tell(trouble, trouble.epoch))

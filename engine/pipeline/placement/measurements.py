@@ -25,6 +25,7 @@ class ModelSizes(Struct, frozen=True):
 
     The head is the final norm and the output projection. `tied_bytes` of both are the same tensor, which one stage
     that is first and last holds once. `activation_bytes` are those of one token between two stages on the wire.
+    `quantization` names how each layer is quantized, such as w8; "" where it is as it is stored.
     """
 
     layer_bytes: tuple[int, ...]
@@ -33,6 +34,7 @@ class ModelSizes(Struct, frozen=True):
     hidden_size: int
     activation_bytes: int
     tied_bytes: int = 0
+    quantization: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layer_bytes:
@@ -44,6 +46,12 @@ class ModelSizes(Struct, frozen=True):
             _positive(getattr(self, name), name)
         if self.tied_bytes > min(self.embedding_bytes, self.head_bytes):
             raise ValueError("tied_bytes are part of the embedding and of the head, and larger than one of them")
+        if len(self.quantization) not in (0, self.num_layers):
+            raise ValueError(f"{len(self.quantization)} of {self.num_layers} layers have a quantization")
+
+    def quantization_of(self, begin: int, end: int) -> str:
+        """All names of layers [begin, end) in a line."""
+        return " and ".join(name for name in dict.fromkeys(self.quantization[begin:end]) if name)
 
     @property
     def num_layers(self) -> int:
@@ -83,7 +91,8 @@ class PeerMeasurements(Struct, frozen=True):
     """What a peer measured. `free_bytes` are for weights and KV: what activations need is already taken off.
 
     `decode` times one layer, `head` the head, by rows of a step; `prefill_s` are seconds of a layer for each token
-    of a long chunk; `kv_token_bytes` is the KV of a token in one layer.
+    of a long chunk; `kv_token_bytes` is the KV of a token in one layer. `model` has the model's sizes on this peer,
+    where they are others than the cluster's.
     """
 
     peer_id: PeerId
@@ -92,6 +101,7 @@ class PeerMeasurements(Struct, frozen=True):
     prefill_s: float
     free_bytes: int
     kv_token_bytes: int
+    model: ModelSizes | None = None
 
     def __post_init__(self) -> None:
         if not self.peer_id or self.peer_id == COORDINATOR:

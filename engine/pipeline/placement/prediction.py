@@ -17,7 +17,10 @@ from distllm.engine.pipeline.placement.stage_memory import StageMemory
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """`decode_s` is a step of one row, `prefill_s` one of a chunk, with the head on the last stage."""
+    """`decode_s` is a step of one row, `prefill_s` one of a chunk, with the head on the last stage.
+
+    `quantization` names how its layers are quantized, "" where they are as they are stored.
+    """
 
     peer_id: PeerId
     begin: int
@@ -26,6 +29,7 @@ class StagePrediction:
     prefill_s: float
     weight_bytes: int
     num_blocks: int
+    quantization: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +133,16 @@ def _check(cluster: Cluster, plan: Plan, costs: StepCosts) -> None:
 
 
 def _stage_prediction(cluster: Cluster, stage: Stage, single: StepCosts, chunk: StepCosts) -> StagePrediction:
-    memory = StageMemory.of(cluster.model, min_blocks=0)
+    memory, peer = StageMemory.of(cluster, min_blocks=0), cluster.peer(stage.peer_id)
     return StagePrediction(
         peer_id=stage.peer_id,
         begin=stage.begin,
         end=stage.end,
         decode_s=single.stage_ns(stage) / 1e9,
         prefill_s=chunk.stage_ns(stage) / 1e9,
-        weight_bytes=memory.weight_bytes(stage.begin, stage.end),
-        num_blocks=memory.num_blocks(cluster.peer(stage.peer_id), stage.begin, stage.end),
+        weight_bytes=memory.weight_bytes(peer, stage.begin, stage.end),
+        num_blocks=memory.num_blocks(peer, stage.begin, stage.end),
+        quantization=(peer.model or cluster.model).quantization_of(stage.begin, stage.end),
     )
 
 

@@ -66,9 +66,10 @@ def _hop(hop: HopPrediction) -> str:
 
 def _stage(stage: StagePrediction) -> str:
     layers = f"layer {stage.begin}" if stage.end == stage.begin + 1 else f"layers {stage.begin}-{stage.end - 1}"
+    weights = f"{stage.quantization} weights" if stage.quantization else "weights"
     return (
         f"{layers}: {duration(stage.decode_s)} a token, {duration(stage.prefill_s)} a chunk, "
-        f"{byte_size(stage.weight_bytes)} of weights, {stage.num_blocks:,} blocks"
+        f"{byte_size(stage.weight_bytes)} of {weights}, {stage.num_blocks:,} blocks"
     )
 
 

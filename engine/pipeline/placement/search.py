@@ -72,7 +72,7 @@ def search_plan(
 
 
 def _memory(cluster: Cluster, workload: Workload, num_streams: int) -> StageMemory:
-    return StageMemory.of(cluster.model, max(workload.min_blocks, num_streams * workload.blocks_per_stream))
+    return StageMemory.of(cluster, max(workload.min_blocks, num_streams * workload.blocks_per_stream))
 
 
 def _most_streams(cluster: Cluster, workload: Workload, most: int, num_stages: int | None) -> int:

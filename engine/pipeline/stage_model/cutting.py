@@ -46,6 +46,11 @@ def cut(
     return Boundary(layers, None if layers.is_first else Entrance(first, parts.width))
 
 
+def leave_anchor(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """A parameter without elements, by which a model whose weights are elsewhere knows its type and device."""
+    model.register_parameter("stage_anchor", nn.Parameter(torch.empty(0, dtype=dtype, device=device), False))
+
+
 def _leave_absent(model: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> None:
     """Something without content in the place of a parameter or buffer, such as runs before the stage's layers."""
     owner, _, attribute = name.rpartition(".")

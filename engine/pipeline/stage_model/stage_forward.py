@@ -30,13 +30,14 @@ class StageForward:
         the first stage, which is the only one that reads `batch.input_ids`, though all need them for their number.
         Computes the KV of the stage's layers. `batch` is in host memory. Raises WrongActivations.
         """
-        self._check(batch, activations)
+        self.check(batch, activations)
         output = self._forward.run(batch, activations)
         if self.layers.is_last:
             return NeededLogits.of(output.float(), batch.num_candidates)
         return output
 
-    def _check(self, batch: StepTensors, activations: Tensor | None) -> None:
+    def check(self, batch: StepTensors, activations: Tensor | None) -> None:
+        """Raises WrongActivations."""
         entrance = self._entrance
         if (entrance is None) != (activations is None):
             wanted = "no activations" if entrance is None else "activations of the stage before"

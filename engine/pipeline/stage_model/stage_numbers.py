@@ -1,5 +1,6 @@
 """What placing a model's stages needs to know of it, told from headers before anything is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from distllm.engine.injection.stored_weights import PlaceFinder
 from distllm.engine.loading import build_on_meta, load_config
 from distllm.engine.pipeline.layer_range import LayerRange
 from distllm.engine.pipeline.stage_model.decoder_parts import DecoderParts, find_decoder_parts
+from distllm.engine.quantization.config import QuantizationConfig
 from distllm.engine.quantization.footprint import tensor_bytes
 
 
@@ -44,8 +46,12 @@ class StageNumbers:
         return num_bytes - self.tied_bytes * (layers.is_first and layers.is_last)
 
 
-def stage_numbers(checkpoint: Checkpoint, config: EngineConfig) -> StageNumbers:
+def stage_numbers(
+    checkpoint: Checkpoint, config: EngineConfig, quantizations: Sequence[QuantizationConfig | None]
+) -> list[StageNumbers]:
     """The figures of a checkpoint, of which all headers must be known, for `config.device`; `auto` counts as a CPU.
+
+    One for each of `quantizations`, in place of the config's.
 
     Raises CheckpointError where the model cannot be cut into stages.
     """
@@ -55,13 +61,27 @@ def stage_numbers(checkpoint: Checkpoint, config: EngineConfig) -> StageNumbers:
     model = build_on_meta(checkpoint, load_config(checkpoint), dtype)
     place = PlaceFinder(model)
     parts = find_decoder_parts(model)
-    sizes = tensor_bytes(checkpoint, config.quantization, dtype.itemsize)
-    by_parameter = [(place.parameter_of(stored) or "", num_bytes) for stored, num_bytes in sizes.items()]
+    owners = {stored: place.parameter_of(stored) or "" for stored in checkpoint.tensors}
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
+    kv_token_bytes = tuple(shape.num_bytes(1, kv_dtype) for shape in parts.shapes)
+    numbers = []
+    for quantization in quantizations:
+        sizes = tensor_bytes(checkpoint, quantization, dtype.itemsize)
+        by_parameter = [(owners[stored], num_bytes) for stored, num_bytes in sizes.items()]
+        numbers.append(_numbers_of(parts, by_parameter, dtype, kv_token_bytes))
+    return numbers
+
+
+def _numbers_of(
+    parts: DecoderParts,
+    by_parameter: list[tuple[str, int]],
+    dtype: torch.dtype,
+    kv_token_bytes: tuple[int, ...],
+) -> StageNumbers:
     return StageNumbers(
-        dtype=name,
+        dtype=str(dtype).removeprefix("torch."),
         layer_bytes=_layer_bytes(parts, by_parameter),
-        kv_token_bytes=tuple(shape.num_bytes(1, kv_dtype) for shape in parts.shapes),
+        kv_token_bytes=kv_token_bytes,
         embedding_bytes=sum(size for parameter, size in by_parameter if parameter in parts.before),
         head_bytes=sum(size for parameter, size in by_parameter if parameter in parts.after),
         tied_bytes=sum(size for parameter, size in by_parameter if parameter in parts.before & parts.after),

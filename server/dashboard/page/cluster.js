@@ -91,7 +91,8 @@ function stageBox(stage, peer, stats) {
     element("span", "", layers(stage.begin, stage.end)),
     peer ? toned(peer.state) : toned("gone"),
     element("span", "", step(stage)),
-    element("span", "", `weights ${bytes(stage.weight_bytes)}`),
+    element("span", "", `weights ${bytes(stage.weight_bytes)}${stage.quantization ? `, ${stage.quantization}` : ""}`),
+    element("span", "", stage.num_ranks === 1 ? "1 process" : `${stage.num_ranks} ranks`),
     element("span", "", kv),
     kvMeter(stats.kv_cache_usage),
     element("span", "faint", stage.numerics));

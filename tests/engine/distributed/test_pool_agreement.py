@@ -32,7 +32,9 @@ def agree(hosts: list[int], free_bytes: list[int], config: EngineConfig = CONFIG
         device=torch.device(device),
         weight_bytes=0,
         max_model_len=1024,
+        dtype=torch.float32,
         sharding=SimpleNamespace(vocabularies=[]),
+        boundary=None,
         pool_config=lambda config, _: config,
         pool_need=lambda _: PoolNeed(block_bytes=GIB >> 10, max_model_len=1024, max_num_seqs=64),
     )

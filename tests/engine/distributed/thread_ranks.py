@@ -61,14 +61,18 @@ class _Exchange:
 @contextmanager
 def loading_in_turn() -> Iterator[None]:
     """transformers patches its own classes while it builds a model: rank by rank, where ranks are threads."""
-    lock, load = threading.Lock(), served_model.load_part
+    lock = threading.Lock()
 
-    def locked_load(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return load(*args, **kwargs)
+    def in_turn(build: Callable[..., Result]) -> Callable[..., Result]:
+        def locked(*args: Any, **kwargs: Any) -> Result:
+            with lock:
+                return build(*args, **kwargs)
+
+        return locked
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served_model, "load_part", locked_load)
+        for builder in ("load_part", "plan_stage"):
+            patch.setattr(served_model, builder, in_turn(getattr(served_model, builder)))
         yield
 
 

@@ -21,7 +21,7 @@ def test_a_stage_has_the_bytes_that_were_told(
     checkpoint: Callable[[str], Path], serve: Callable[..., Served], kind: str
 ) -> None:
     config = config_of(checkpoint(kind), attention_backend="reference")
-    numbers = stage_numbers(open_checkpoint(checkpoint(kind)), config)
+    (numbers,) = stage_numbers(open_checkpoint(checkpoint(kind)), config, [None])
     for begin, end in RANGES:
         stage = load_stage(config, begin, end)
         told = numbers.weight_bytes(LayerRange(begin, end, 3))
@@ -42,7 +42,7 @@ def test_quantized_stages_have_the_bytes_that_were_told(
     config = config_of(
         checkpoint(kind), "bfloat16", attention_backend="reference", quantization=quantization, kv_cache_dtype="fp8"
     )
-    numbers = stage_numbers(open_checkpoint(checkpoint(kind)), config)
+    (numbers,) = stage_numbers(open_checkpoint(checkpoint(kind)), config, [quantization])
     for begin, end in RANGES[:3]:
         stage = load_stage(config, begin, end)
         told = numbers.weight_bytes(LayerRange(begin, end, 3))

@@ -53,6 +53,8 @@ async def test_the_page_draws_the_plan_as_a_chain_and_follows_it(engine: FakeEng
         assert [box.splitlines()[0] for box in boxes] == ["p1", "3.00 ms", "p2", "p3"]
         assert "layers 0–2" in boxes[0]
         assert "step 13 ms, alone 10 ms predicted" in boxes[0]
+        assert "weights 3.0 MiB, w8" in boxes[0]
+        assert "2 ranks" in boxes[0]
         assert "step –" in boxes[2]
         assert "delay 1.00 ms" in boxes[1]
         (predicted,) = await texts(tab, "#prediction")

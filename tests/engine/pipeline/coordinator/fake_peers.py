@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from distllm.engine.interface import ChunkOutput, ExecutorInfo, StepInput, StepOutput
+from distllm.engine.numerics import name_numerics
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.placer import Placer
@@ -17,6 +18,7 @@ from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.frame import Frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from distllm.engine.quantization.config import QuantizationWish
 from tests.engine.pipeline.coordinator.peers import SAMPLE
 from tests.scheduler.slot_executor import executor_info
 
@@ -33,8 +35,17 @@ class FakePeer:
     With `withholds_fences` it leaves no epoch by itself.
     """
 
-    def __init__(self, members: Members, pipeline: Pipeline, name: str) -> None:
+    def __init__(
+        self,
+        members: Members,
+        pipeline: Pipeline,
+        name: str,
+        wish: QuantizationWish | None = None,
+        num_ranks: int = 1,
+    ) -> None:
         self.peer_id = PeerId(name)
+        self.wish: QuantizationWish | None = wish
+        self.num_ranks = num_ranks
         self._members, self._pipeline = members, pipeline
         self.loads: list[StageConfig] = []
         self.numerics = "exact"  # what measures best here
@@ -52,6 +63,7 @@ class FakePeer:
         member = self._members[self.peer_id]
         outbound = member.begin_link()
         member.begin_boot(boot, Endpoint(peer_id=self.peer_id, host="127.0.0.1", port=1), 1 << 30)
+        member.wish = self.wish
         self._tasks = [asyncio.create_task(self._follow(outbound)), asyncio.create_task(self._beat())]
         self._members.changed.set()
 
@@ -63,6 +75,13 @@ class FakePeer:
         self.fall_silent()
         member = self._members[self.peer_id]
         member.outbound = member.endpoint = None
+        self._members.changed.set()
+
+    def lose_stages(self) -> None:
+        """What a peer's ranks had loaded is gone, and it says so."""
+        member = self._members[self.peer_id]
+        for config in [*member.loaded]:
+            member.lose(config)
         self._members.changed.set()
 
     async def _beat(self) -> None:
@@ -100,7 +119,8 @@ class FakePeer:
 
     def _info(self, config: StageConfig) -> ExecutorInfo:
         info = executor_info(30 if config.begin == 0 else 20, 16, 64)
-        return replace(info, numerics=config.numerics or self.numerics)
+        numerics = name_numerics(config.numerics or self.numerics, self.num_ranks)
+        return replace(info, numerics=numerics, num_ranks=self.num_ranks)
 
     def answer_fence(self) -> None:
         self._members[self.peer_id].fenced = self.fences[-1].epoch

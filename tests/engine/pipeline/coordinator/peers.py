@@ -17,10 +17,11 @@ from distllm.engine.pipeline.messages import (
     StageConfig,
     ToPeer,
 )
-from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId, RowTimes
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, ModelSizes, PeerId, RowTimes
 from distllm.engine.pipeline.placement.measuring import MEASURED_ROWS, ComputeTimes
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.wire.frame import decode_frame
+from distllm.engine.quantization.config import QuantizationConfig
 from tests.engine.pipeline.placement.clusters import model
 
 GIB = 1 << 30
@@ -46,6 +47,9 @@ SAMPLE = ModelSample(
     kv_token_bytes=1,
     activation_bytes=1000,
     sample=LayerSample(stage=msgspec.structs.replace(WHOLE, begin=7), width=64, config_json=b"{}", tensors=()),
+    other_sizes={
+        QuantizationConfig.named("int8"): ModelSizes((40,) * 8, 20, 20, hidden_size=8, activation_bytes=16),
+    },
 )
 
 

@@ -23,6 +23,7 @@ from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.pipeline.security import peer_id as certified
 from distllm.engine.pipeline.settings import ClusterSettings
+from distllm.engine.quantization.config import QuantizationConfig, QuantizationWish
 from distllm.engine.sampling_params import SamplingParams
 from tests.engine.pipeline.coordinator.fake_peers import TOKEN, WHOLE, FakePeer
 from tests.engine.pipeline.coordinator.peers import SAMPLE, times
@@ -52,12 +53,17 @@ class Cluster:
         patience_s = 0.0 if num_stages else TIMEOUT_S
         placer = Placer(self.members, self.survey, WHOLE, settings, patience_s)
         routes = Routes(self.members, self.survey, "none")
-        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, placer, routes, settings, EventLog())
+        self.events = EventLog()
+        self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, placer, routes, settings, self.events)
         self.running = asyncio.gather(self.pipeline.run(), placer.run(self.pipeline.present))
         self._next_step = 0
 
-    def join(self, name: str) -> FakePeer:
-        return FakePeer(self.members, self.pipeline, name)
+    def join(self, name: str, wish: QuantizationWish | None = None, num_ranks: int = 1) -> FakePeer:
+        return FakePeer(self.members, self.pipeline, name, wish, num_ranks)
+
+    def told_of_rounding(self) -> list[str | None]:
+        """Of which peers the events say that they compute in another way than before, the latest first."""
+        return [event.peer_id for event in self.events.recent() if event.kind == "rounding"]
 
     def measure(self, name: str, layer_s: float, *others: str) -> None:
         """Let a peer report how fast it is, and its links to these others."""
@@ -271,6 +277,81 @@ async def test_all_stages_compute_in_the_numerics_of_the_first(cluster: Cluster)
     await until(lambda: first.fences[-1].successor is None)
     assert first.fences[-1].config.numerics == "exact", "the whole model too, once it is left alone"
     await answered(cluster.submit())
+
+
+async def test_ranks_make_no_stage_load_again(cluster: Cluster) -> None:
+    first, second = cluster.join("a", num_ranks=2), cluster.join("b")
+    await cluster.ready()
+    assert [len(peer.loads) for peer in (first, second)] == [1, 1], "both compute in the same order of sums"
+    assert cluster.pipeline.ready.result().num_ranks == 3
+    assert not cluster.told_of_rounding()
+
+
+async def test_a_spare_with_as_many_ranks_is_preferred(cluster: Cluster) -> None:
+    cluster.join("a")
+    second, plain, ranked = cluster.join("b", num_ranks=2), cluster.join("c"), cluster.join("d", num_ranks=2)
+    await cluster.ready()
+    await until(lambda: len(plain.loads) == len(ranked.loads) == 2)
+    second.leave()
+    await until(lambda: ranked.fences)
+    await answered(cluster.submit())
+    assert not plain.fences
+    assert not cluster.told_of_rounding()
+
+
+async def test_that_bits_change_with_the_number_of_ranks_is_told(cluster: Cluster) -> None:
+    cluster.join("a")
+    second, spare = cluster.join("b", num_ranks=2), cluster.join("c")
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    second.leave()
+    await until(lambda: spare.fences)
+    await answered(cluster.submit())
+    assert cluster.told_of_rounding() == ["c"]
+
+
+async def test_a_stage_that_its_peer_has_lost_goes_to_a_spare_and_is_loaded_anew(cluster: Cluster) -> None:
+    first, second, spare = cluster.join("a"), cluster.join("b", num_ranks=2), cluster.join("c", num_ranks=2)
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    first.withholds = True
+    future = cluster.submit()
+    await until(lambda: first.steps)
+    first.withholds = False
+    second.lose_stages()
+    await until(lambda: spare.fences)
+    await answered(future)
+    assert len(second.fences) == 1
+    await until(lambda: len(second.loads) == 3)
+    assert [(config.begin, config.end) for config in second.loads] == [(3, 6), (0, 3), (3, 6)], "as a spare"
+
+
+async def test_peers_have_their_layers_quantized_as_they_wish(cluster: Cluster) -> None:
+    cluster.join("a")
+    second = cluster.join("b", wish="int8")
+    spare = cluster.join("c", wish="none")
+    await cluster.ready()
+    await until(lambda: len(spare.loads) == 2)
+    int8 = QuantizationConfig.named("int8")
+    assert [config.quantization for config in second.loads] == [int8]
+    assert [config.quantization for config in spare.loads] == [None, int8], (
+        "what the stages have, not what it wishes"
+    )
+    second.leave()
+    await until(lambda: spare.fences)
+    assert not cluster.told_of_rounding()
+
+
+async def test_a_layer_stays_quantized_as_it_was_when_the_model_is_divided_anew(cluster: Cluster) -> None:
+    first, second = cluster.join("a"), cluster.join("b", wish="int8")
+    await cluster.ready()
+    second.leave()
+    await until(lambda: first.fences[-1].successor is None)
+    whole = first.fences[-1].config
+    assert (whole.begin, whole.end, whole.quantization) == (0, 6, None)
+    assert [run.name for run in whole.layer_quantization] == ["3xstored", "3xw8"]
+    await answered(cluster.submit())
+    assert not cluster.told_of_rounding()
 
 
 async def test_without_any_peer_steps_wait(cluster: Cluster) -> None:

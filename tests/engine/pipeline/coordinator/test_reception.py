@@ -1,6 +1,8 @@
 """Who may join and what the coordinator says to what it cannot take, while it goes on taking the rest."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from distllm.engine.pipeline.messages import (
     EdgeDown,
     Endpoint,
     Hello,
+    Loaded,
     Received,
     Removed,
     Result,
+    StageLost,
     ToCoordinator,
     Welcome,
 )
@@ -39,6 +43,8 @@ from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
+from tests.engine.pipeline.coordinator.peers import SAMPLE, WHOLE
+from tests.scheduler.slot_executor import executor_info
 
 
 def ignore(*_: object) -> None:
@@ -53,7 +59,13 @@ WELCOME = Welcome(version=PROTOCOL_VERSION, beat_s=0.25, patience=Patience(timeo
 class Coordinator:
     """A reception with a desk for each path."""
 
-    def __init__(self, authority: ClusterAuthority, tokens: TokenStore, state_dir: Path) -> None:
+    def __init__(
+        self,
+        authority: ClusterAuthority,
+        tokens: TokenStore,
+        state_dir: Path,
+        why_refused: Callable[[Hello], str | None] = lambda _: None,
+    ) -> None:
         self.members = Members()
         self.results: list[tuple[PeerId, Result]] = []
         self.events = EventLog()
@@ -83,6 +95,7 @@ class Coordinator:
             lambda *received: self.received.append(received),
             self.events,
             self.removed,
+            why_refused,
         )
         self.app: PeerApp = reception.app({})
 
@@ -198,6 +211,21 @@ async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coo
     assert (reply.status, b"max_workers" in reply.body) == (403, True)
 
 
+async def test_a_peer_that_is_of_no_use_is_told_why(
+    authority: ClusterAuthority, tokens: TokenStore, tmp_path: Path
+) -> None:
+    sample = replace(SAMPLE, stored_quantization="gptq-w4")
+    coordinator = Coordinator(authority, tokens, tmp_path / "cluster", sample.why_refused)
+    coordinator.app.streams[LINK_PATH](PEER)
+    wishing = msgspec.structs.replace(hello(), quantization="int8")
+    reply = await coordinator.report(PEER, wishing)
+    assert (reply.status, coordinator.members.connected()) == (403, [])
+    assert reply.body.decode() == (
+        "m is stored quantized (gptq-w4) and cannot be quantized again: start this peer without --quantization int8"
+    )
+    assert (await coordinator.report(PEER, hello())).status == 200
+
+
 async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
     coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
@@ -235,6 +263,20 @@ async def test_a_peer_that_is_put_out_is_dismissed_and_all_others_are_told(coord
     again = coordinator.app.streams[LINK_PATH](other)
     (told,) = StreamDecoder(MAX_BYTES).feed(again.get_nowait() or b"")
     assert told.header(msgspec.msgpack.Decoder(Welcome)).removed == {PEER}
+
+
+async def test_a_stage_that_is_lost_may_be_asked_for_again(coordinator: Coordinator) -> None:
+    coordinator.app.streams[LINK_PATH](PEER)
+    await coordinator.report(PEER, hello())
+    member = coordinator.members[PEER]
+    member.have_loaded(WHOLE)
+    await coordinator.report(PEER, Loaded(config=WHOLE, info=executor_info(8, 16, 64)))
+    assert WHOLE in member.loaded
+    assert (await coordinator.report(PEER, StageLost(config=WHOLE, reason="rank 1 ended"))).status == 200
+    assert not member.loaded
+    assert not member.asked
+    event = coordinator.events.recent()[0]
+    assert (event.kind, event.text, event.peer_id) == ("failed", "has lost [0, 8): rank 1 ended", PEER)
 
 
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:

@@ -5,7 +5,8 @@ import pytest
 from distllm.engine.pipeline.coordinator import survey as module
 from distllm.engine.pipeline.messages import EdgeDown, Measure, MeasureFailed, Probed, ProbeLinks
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
-from tests.engine.pipeline.coordinator.peers import GIB, Peers
+from distllm.engine.quantization.config import QuantizationConfig
+from tests.engine.pipeline.coordinator.peers import GIB, SAMPLE, Peers
 
 A, B, C = PeerId("a-1"), PeerId("b-1"), PeerId("c-1")
 
@@ -114,6 +115,31 @@ async def test_an_edge_that_cannot_be_reached_is_settled_and_no_link(peers: Peer
     ends = {(link.source, link.target) for link in peers.survey.cluster([A, B]).links}
     assert (A, B) not in ends
     assert (B, A) in ends
+
+
+async def test_a_peer_times_and_counts_layers_as_it_wishes_them(peers: Peers) -> None:
+    int8 = QuantizationConfig.named("int8")
+    members = {name: peers.join(name) for name in (A, B)}
+    members[B].wish = "int8"
+    peers.survey.ask()
+    asked = {name: peers.told(member) for name, member in members.items()}
+    stages = {name: it.sample.stage for name, told in asked.items() for it in told if isinstance(it, Measure)}
+    assert (stages[A].quantization, stages[B].quantization) == (None, int8)
+    for member in members.values():
+        peers.survey.take(member, peers.measured(member, 0.001))
+    sizes = [peer.model for peer in peers.survey.cluster([A, B]).peers]
+    assert sizes == [None, SAMPLE.other_sizes[int8]]
+
+
+async def test_layers_that_are_settled_take_on_every_peer_what_they_take(peers: Peers) -> None:
+    int8 = QuantizationConfig.named("int8")
+    peers.join(A).wish = "int8"
+    peers.settle({A: 0.001})
+    cluster = peers.survey.cluster([A], [None] * 3 + [int8] * 5)
+    assert [peer.model for peer in cluster.peers] == [None]
+    assert cluster.model.layer_bytes == (100,) * 3 + (40,) * 5
+    assert (cluster.model.embedding_bytes, cluster.model.head_bytes) == (50, 20)
+    assert cluster.model.quantization_of(2, 4) == "w8"
 
 
 async def test_a_peer_tells_nothing_of_links_between_others(peers: Peers) -> None:

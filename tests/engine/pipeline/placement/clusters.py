@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations, pairwise, permutations
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -33,7 +34,8 @@ def peer(peer_id: str, layer_s: float = 0.001, free_bytes: int = 10_000, **given
 
 
 def model(num_layers: int, **given: int) -> ModelSizes:
-    sizes = {"embedding_bytes": 50, "head_bytes": 50, "hidden_size": 8, "activation_bytes": 16, **given}
+    usual = {"embedding_bytes": 50, "head_bytes": 50, "hidden_size": 8, "activation_bytes": 16}
+    sizes: dict[str, Any] = {**usual, **given}
     return ModelSizes(layer_bytes=(100,) * num_layers, **sizes)
 
 
@@ -50,7 +52,7 @@ def cluster(num_layers: int, *peers: PeerMeasurements, delay_s: float = 0.001) -
 
 def every_plan(cluster: Cluster, min_blocks: int) -> Iterator[Plan]:
     """All plans that fit, by trying all orders of peers and all cuts."""
-    memory = StageMemory.of(cluster.model, min_blocks)
+    memory = StageMemory.of(cluster, min_blocks)
     num_layers = cluster.model.num_layers
     for num_stages in range(1, min(len(cluster.peers), num_layers) + 1):
         for peers in permutations(cluster.peers, num_stages):

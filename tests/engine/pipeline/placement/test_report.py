@@ -2,7 +2,9 @@
 
 import json
 
-from distllm.engine.pipeline.placement.measurements import Cluster, PeerId
+import msgspec
+
+from distllm.engine.pipeline.placement.measurements import Cluster, ModelSizes, PeerId
 from distllm.engine.pipeline.placement.plan import Workload
 from distllm.engine.pipeline.placement.report import report, report_values
 from distllm.engine.pipeline.placement.search import search_plan
@@ -40,6 +42,14 @@ def test_the_plan_reads_as_a_chain_with_its_figures() -> None:
         "  left out   old: the coordinator and it do not reach each other",
         "  without laptop: does not fit",
     ]
+
+
+def test_a_quantized_stage_says_so() -> None:
+    smaller = ModelSizes((50,) * 4, 25, 25, hidden_size=8, activation_bytes=16, quantization=("w8",) * 4)
+    peers = (msgspec.structs.replace(peer("gpu"), model=smaller),)
+    result = search_plan(Cluster(model(4), peers, full_mesh(peers)), WORKLOAD, "latency")
+    (line,) = (line for line in report(result, WORKLOAD, "latency") if "layers 0-3" in line)
+    assert ", 0.24 KiB of w8 weights, " in line
 
 
 def test_a_change_is_told_by_its_differences() -> None:

@@ -20,7 +20,7 @@ def test_no_plan_within_the_limit_is_cheaper(cluster: Cluster, workload: Workloa
     reached = Cluster(cluster.model, tuple(peers), cluster.links)
     plans = list(every_plan(reached, workload.min_blocks))
     assume(plans)
-    space = SearchSpace(peers, StageMemory.of(cluster.model, workload.min_blocks))
+    space = SearchSpace(peers, StageMemory.of(cluster, workload.min_blocks))
     bottlenecks = sorted({chunk.bottleneck_ns(plan) for plan in plans})
     assert set(bottlenecks) <= set(space.limits_ns(chunk))
 

@@ -1,0 +1,61 @@
+"""What `distllm peer` makes of its flags."""
+
+import argparse
+
+import pytest
+
+from distllm.engine.config import EngineConfig
+from distllm.server import cli
+from distllm.server.commands import peer
+from distllm.server.peer import engine_config
+
+JOIN = ("--join", "gpu-1:5555")
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    peer.add(parser.add_subparsers())
+    return parser.parse_args(["peer", *JOIN, *words])
+
+
+def test_without_flags_stages_are_computed_in_one_process_and_stay_in_memory() -> None:
+    assert engine_config(parse()) == EngineConfig(model="")
+    assert parse().quantization is None
+
+
+def test_flags_say_how_stages_are_computed_and_kept() -> None:
+    words = "--tensor-parallel-size 2 --rank-timeout-s 3 --offload disk --offload-dir /fast --weights-memory 0.5"
+    assert engine_config(parse(*words.split(), "--device", "cpu")) == EngineConfig(
+        model="",
+        device="cpu",
+        tensor_parallel_size=2,
+        rank_timeout_s=3.0,
+        offload="disk",
+        offload_dir="/fast",
+        weights_bytes=1 << 29,
+    )
+
+
+def test_auto_is_one_rank_a_device() -> None:
+    assert engine_config(parse("--tensor-parallel-size", "auto")).tensor_parallel_size is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tensor-parallel-size 0", "--tensor-parallel-size must be auto or a number from 1, not '0'"),
+        ("--tensor-parallel-size two", "--tensor-parallel-size must be auto or a number from 1, not 'two'"),
+        ("--weights-memory 1", "--weights-memory says how to offload: give --offload disk or cpu as well"),
+        ("--offload-dir /fast", "--offload-dir says how to offload"),
+        ("--offload cpu --device cpu", "use --offload disk"),
+        ("--offload disk --weights-memory 0", "--weights-memory must be more than 0, not 0"),
+        ("--kv-cache-memory -1", "--kv-cache-memory must be more than 0, not -1"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_one_line_and_status_2(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["peer", *JOIN, *words.split()]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
