@@ -16,26 +16,26 @@ from distllm.server.errors import CutByShutdown, GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
-from distllm.server.ports import Engine
 from distllm.server.prompt_run import PromptRun
 from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
+from distllm.server.routing.router import Routing
 from distllm.server.tokenizer import Tokenizer
 
 
 class Generation:
     """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
 
-    Choice j of prompt i has index i * num_sampled + j. Starting raises what Engine.submit raises, iterating
-    GenerationFailed, or CutByShutdown where the server is ending.
+    Choice j of prompt i has index i * num_sampled + j. All prompts take the route of `routing`. Starting raises
+    what Engine.submit raises, iterating GenerationFailed, or CutByShutdown where the server is ending.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, plan: GenerationPlan, request_id: str
+        self, routing: Routing, tokenizer: Tokenizer, metrics: Metrics, plan: GenerationPlan, request_id: str
     ) -> None:
         self.plan = plan
         self.request_id = request_id
-        self._engine = engine
+        self.routing = routing
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._runs: list[PromptRun] = []
@@ -74,7 +74,7 @@ class Generation:
         try:
             deltas = self._runs[number].accept(output)
         except GenerationFailed as error:
-            if self._engine.state in ("draining", "stopped"):
+            if self.routing.route.state in ("draining", "stopped"):
                 raise CutByShutdown(str(error)) from None
             raise
         self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
@@ -112,8 +112,10 @@ class Generation:
             arrival_s=time.time(),
         )
         prompt_text = await read_prompt(self._tokenizer, self.plan, prompt)
-        stream = await self._stack.enter_async_context(self._engine.submit(request))
-        observer = self._stack.enter_context(self._metrics.observe(len(prompt.token_ids), num_sampled))
+        stream = await self._stack.enter_async_context(self.routing.submit(request))
+        observer = self._stack.enter_context(
+            self._metrics.observe(len(prompt.token_ids), num_sampled, self.routing.forecast)
+        )
         choices = [
             Choice(number * num_sampled + index, self.plan, prompt, prompt_text, self._tokenizer)
             for index in range(num_sampled)

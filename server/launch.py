@@ -31,7 +31,6 @@ from distllm.engine.generation import GenerationDefaults, load_generation_defaul
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.security.state_dir import default_cluster_dir
 from distllm.engine.pipeline.settings import ClusterSettings
-from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
@@ -44,6 +43,7 @@ from distllm.server.draining import DrainingServer
 from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.listening import CannotServe, listen, url_of
 from distllm.server.loading_bar import LoadingBar
+from distllm.server.routing.serving import ServingEngine, latency_target, only_route, serving_engine
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
@@ -165,8 +165,7 @@ async def _serve(
     asyncio.get_running_loop().set_exception_handler(QuietAccept())
     max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
-    start = start_message(settings, checkpoint, launched=launched)
-    engine = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
+    engine = serving_engine(settings, start_message(settings, checkpoint, launched=launched), bar)
     async with show_cluster(settings.cluster, engine):
         await engine.start()
         try:
@@ -186,7 +185,7 @@ async def _serve(
 
 
 async def _announce(
-    ready: "asyncio.Task[None]", engine: EngineClient, url: str, start_s: float, http: DrainingServer
+    ready: "asyncio.Task[None]", engine: ServingEngine, url: str, start_s: float, http: DrainingServer
 ) -> None:
     """Say that requests are welcome. Raises EngineUnavailable where the engine could not start."""
     try:
@@ -203,7 +202,7 @@ async def _announce(
     sys.stdout.flush()
 
 
-def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> FastAPI:
+def _build_app(settings: Settings, checkpoint: Path, engine: ServingEngine) -> FastAPI:
     tokenizer, recommended = load_text_side(settings, checkpoint)
     defaults = asdict(recommended)
     max_tokens = defaults.pop("max_new_tokens")
@@ -214,6 +213,9 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient) -> Fa
         keep_alive_s=settings.server.keep_alive_s,
         stall_s=settings.server.stall_s,
         max_live=settings.scheduler.max_num_seqs + settings.scheduler.max_waiting,
+        max_running=settings.scheduler.max_num_seqs,
+        route=only_route(settings),
+        target=latency_target(settings),
     )
     return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults))
 

@@ -30,21 +30,38 @@ class OutputStream(Protocol):
     def abort_sequence(self, index: int) -> None: ...
 
 
-class Engine(Protocol):
-    """Runs requests. `submit` raises QueueFull, EngineDraining or EngineUnavailable; `info` EngineUnavailable."""
+class EngineView(Protocol):
+    """What is known of an engine, or of several as one. `info` raises EngineUnavailable.
 
-    stats: EngineStats
-    loading: Loading | None
-    num_restarts: int
-    cluster: Latest[ClusterSnapshot | None]
+    `failure` says why no requests are run, None where they are.
+    """
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def loading(self) -> Loading | None: ...
+
+    @property
+    def num_restarts(self) -> int: ...
+
+    @property
+    def cluster(self) -> Latest[ClusterSnapshot | None]: ...
 
     @property
     def state(self) -> EngineState: ...
+
+    @property
+    def failure(self) -> str | None: ...
 
     @property
     def info(self) -> ExecutorInfo: ...
 
     @property
     def seconds_since_progress(self) -> float: ...
+
+
+class Engine(EngineView, Protocol):
+    """Runs requests. `submit` raises QueueFull, EngineDraining or EngineUnavailable."""
 
     def submit(self, request: EngineRequest) -> OutputStream: ...

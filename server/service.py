@@ -11,17 +11,21 @@ from distllm.server.errors import InvalidRequest, ModelNotFound
 from distllm.server.generation import Generation
 from distllm.server.generation_plan import GenerationPlan, Limits, prompt_too_long
 from distllm.server.metrics import Metrics
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 from distllm.server.protocol.chat import ChatPrompt
+from distllm.server.routing.probing import Prober
+from distllm.server.routing.router import Router
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import TextTooLong, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One served model."""
+    """One served model: `engine` is what runs it, as a whole, and `router` knows every way into it."""
 
-    engine: Engine
+    engine: EngineView
+    router: Router
+    prober: Prober
     tokenizer: Tokenizer
     settings: FrontEndSettings
     defaults: SamplingDefaults
@@ -33,10 +37,9 @@ class Service:
         """Raises EngineUnavailable before the model is loaded."""
         return Limits.of(self.engine.info)
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, generation: Generation) -> str:
         """OpenAI's system_fingerprint: equal where model and numerics are, so that equal seeds give equal text."""
-        info = self.engine.info
+        info = generation.routing.route.info
         text = f"{self.settings.model_names[0]} {info.model_type} {info.dtype} {info.numerics}"
         return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -73,10 +76,19 @@ class Service:
             assert max_tokens is not None
             raise prompt_too_long(max_tokens, f"at least {error.least_tokens}", "messages") from None
 
-    def generation(self, plan: GenerationPlan, prefix: str) -> Generation:
-        """A generation under a fresh id such as cmpl-..., not yet entered."""
+    def generation(self, plan: GenerationPlan, prefix: str, route: str | None = None) -> Generation:
+        """A generation under a fresh id such as cmpl-..., not yet entered, on the `route` that its client wants.
+
+        Raises what Router.choose raises.
+        """
         request_id = f"{prefix}-{uuid.uuid4().hex}"
-        return Generation(self.engine, self.tokenizer, self.metrics, plan, request_id)
+        routing = self.router.choose(plan, route)
+        self.metrics.routes.count(routing.forecast)
+        for other in self.router.routes:
+            if other is not routing.route:
+                self.prober.refresh(other)
+        plan = plan.within(routing.route.max_len())
+        return Generation(routing, self.tokenizer, self.metrics, plan, request_id)
 
 
 def service_of(request: Request) -> Service:

@@ -39,7 +39,8 @@ class GenerationStream(EventSourceResponse):
     """
 
     def __init__(self, generation: Generation, chunks: Chunks, keep_alive_s: float) -> None:
-        super().__init__(frames(generation, chunks), ping=keep_alive_s, sep="\n")
+        headers = generation.routing.forecast.headers
+        super().__init__(frames(generation, chunks), headers=headers, ping=keep_alive_s, sep="\n")
         self._generation = generation
         self._last_sent_s = 0.0
 

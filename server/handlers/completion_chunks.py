@@ -28,7 +28,7 @@ class CompletionChunks:
         self._tokenizer = service.tokenizer
         self._num_top = generation.plan.num_top_logprobs
         self._model = asked.model
-        self._fingerprint = service.fingerprint
+        self._fingerprint = service.fingerprint(generation)
         self._created = int(time.time())
         self._include_usage = asked.include_usage
 

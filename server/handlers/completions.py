@@ -15,6 +15,7 @@ from distllm.server.handlers.json_response import json_response
 from distllm.server.handlers.openapi import describe
 from distllm.server.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from distllm.server.protocol.validation import validate
+from distllm.server.routing.router import ROUTE_HEADER
 from distllm.server.service import Service, service_of
 from distllm.server.streaming import GenerationStream
 
@@ -28,14 +29,15 @@ async def create_completion(request: Request) -> Response:
     asked = await read_body(request, service.settings.max_body_bytes, partial(validate, CompletionRequest))
     asked.check()
     service.check_model(asked.model)
-    generation = service.generation(await plan_completion(service, asked), "cmpl")
+    plan = await plan_completion(service, asked)
+    generation = service.generation(plan, "cmpl", request.headers.get(ROUTE_HEADER))
     chunks = CompletionChunks(generation, service, asked)
     await generation.start()
     if asked.stream:
         return GenerationStream(generation, chunks, service.settings.keep_alive_s)
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
-    return json_response(chunks.whole(choices))
+    return json_response(chunks.whole(choices), headers=generation.routing.forecast.headers)
 
 
 async def plan_completion(service: Service, asked: CompletionRequest) -> GenerationPlan:
