@@ -200,9 +200,9 @@ def _go_on(stream: MeasuredStream, source: EngineRoute, route: EngineRoute, requ
             source.name,
             route.name,
         )
-    source.streams.discard(stream)
+    source.streams.pop(stream, None)
     stream.go_on(route, moved.request_id, inner)
-    route.streams.add(stream)
+    route.streams[stream] = None
     return True
 
 

@@ -1,6 +1,5 @@
 """A request's outputs on its route, noted there as they come; it goes on where another engine takes the request."""
 
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -28,11 +27,16 @@ class MeasuredStream:
         self._inners = [inner]  # the last is the present one, those before it are read to their ends first
         self._position = 0
         self._has_output = False
-        self._first_s: dict[int, float] = {}
+        self._max_tokens = request.params.max_tokens or 0
+        self._num_said = {start.index: len(start.output_ids) for start in request.sequences}
 
     @property
     def num_unfinished(self) -> int:
         return len(self._unfinished)
+
+    def remaining(self, said_part: float) -> list[float]:
+        """Tokens that each of its sequences is still to have, where they have this part of those they may have."""
+        return [max(1.0, said_part * self._max_tokens - self._num_said[index]) for index in self._unfinished]
 
     def go_on(self, route: "EngineRoute", request_id: str, inner: OutputStream) -> None:
         """Read on from `inner`, once the present engine, which has given up the request, has no more outputs."""
@@ -49,7 +53,7 @@ class MeasuredStream:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._route.streams.discard(self)
+        self._route.streams.pop(self, None)
         for inner in self._inners:
             await inner.__aexit__(exc_type, exc, traceback)
 
@@ -79,9 +83,8 @@ class MeasuredStream:
     def _note(self, output: SequenceOutput) -> None:
         self.pending_tokens = 0
         self._route.note_stats()
-        if output.token_ids:
-            self._first_s.setdefault(output.index, time.perf_counter())
+        self._num_said[output.index] += len(output.token_ids)
         if output.finish_reason is not None:
             self._unfinished.discard(output.index)
-            if output.error is None and output.index in self._first_s:
-                self._route.pace.note_request(time.perf_counter() - self._first_s[output.index])
+            if output.finish_reason in ("stop", "length"):
+                self._route.pace.note_end(self._max_tokens, self._num_said[output.index])

@@ -22,7 +22,7 @@ class Pace:
         self._tpot_s: dict[int, float] = {}  # by the bit length of the number of sequences
         self._prefill_token_s: float | None = None
         self._decode_from = self._prefill_from = since
-        self.request_s: float | None = None
+        self._num_asked = self._num_said = 0.0
 
     @property
     def is_measured(self) -> bool:
@@ -39,9 +39,15 @@ class Pace:
         self._note_decode(stats)
         self._note_prefill(stats)
 
-    def note_request(self, seconds: float) -> None:
-        """From the first token of a sequence to its last."""
-        self.request_s = _smoothed(self.request_s, seconds)
+    @property
+    def said_part(self) -> float:
+        """Of the tokens that sequences might have had, those that they had when they ended."""
+        return self._num_said / self._num_asked if self._num_asked else 1.0
+
+    def note_end(self, num_asked: int, num_said: int) -> None:
+        """Of a sequence that came to its own end."""
+        self._num_asked += num_asked - _WEIGHT * self._num_asked
+        self._num_said += num_said - _WEIGHT * self._num_said
 
     def tpot_s(self, num_sequences: int) -> float | None:
         """The time a token of each of so many; for numbers that were not met yet, by those on either side.

@@ -1,5 +1,6 @@
 """A route: an engine under its name, how fast it is and what it has to do."""
 
+import heapq
 from dataclasses import dataclass
 
 from distllm.engine.interface import ExecutorInfo
@@ -34,7 +35,7 @@ class EngineRoute:
         self.name = name
         self.engine = engine
         self.pace = Pace(engine.stats)
-        self.streams: set[MeasuredStream] = set()
+        self.streams: dict[MeasuredStream, None] = {}  # in the order in which they came
         self._max_running = max_running
         self._max_live = max_live
 
@@ -99,16 +100,14 @@ class EngineRoute:
 
     def route_state(self, size: Size) -> RouteState:
         """What it would do for one more request."""
-        num_after = self.num_live + size.num_sequences
-        tpot_s = self.pace.tpot_s(min(num_after, self._max_running)) or UNMEASURED_TPOT_S
+        num_after = min(self.num_live + size.num_sequences, self._max_running)
+        tpot_s = self.pace.tpot_s(num_after) or UNMEASURED_TPOT_S
         prefill_tokens_per_s = self.pace.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S
-        request_s = self.pace.request_s or size.max_new_tokens * tpot_s
-        num_ahead = max(0, num_after - self._max_running)
         return RouteState(
             route=self.name,
             prefill_tokens_per_s=prefill_tokens_per_s,
             tpot_s=tpot_s,
-            queue_s=self.pending_tokens / prefill_tokens_per_s + num_ahead * request_s / self._max_running,
+            queue_s=self.pending_tokens / prefill_tokens_per_s + self._tokens_ahead() * tpot_s,
             num_machines=self.num_machines,
             unavailable=self.refusal(size),
         )
@@ -124,5 +123,15 @@ class EngineRoute:
     def submit(self, request: EngineRequest, is_pinned: bool = False) -> MeasuredStream:
         """As Engine.submit, measured."""
         stream = MeasuredStream(self, request, self.engine.submit(request), is_pinned)
-        self.streams.add(stream)
+        self.streams[stream] = None
         return stream
+
+    def _tokens_ahead(self) -> float:
+        """How many tokens those that run will have had when there is a place for one more; they begin in order."""
+        said_part = self.pace.said_part
+        ends: list[float] = []
+        for stream in self.streams:
+            for num_tokens in stream.remaining(said_part):
+                begin = heapq.heappop(ends) if len(ends) == self._max_running else 0.0
+                heapq.heappush(ends, begin + num_tokens)
+        return ends[0] if len(ends) == self._max_running else 0.0
