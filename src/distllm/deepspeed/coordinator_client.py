@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Unpack
 
 from distllm.clients import (
+    NO_RETRIES,
     AuthenticationError,
     BadRequestError,
     Client,
@@ -13,13 +14,13 @@ from distllm.clients import (
     InvalidCallError,
     NotFoundError,
     RequestTimeoutError,
+    RetryPolicy,
     ServerUnreachableError,
     ServiceUnavailableError,
     Stream,
     TooManyRequestsError,
 )
 from distllm.clients.results import Completion, RouteExplanation
-from distllm.clients.retries import NO_RETRIES
 from distllm.deepspeed.generation_options import GenerationOptions, completion_options, in_our_names
 from distllm.deepspeed.observed_latency import ObservedLatency
 from distllm.deepspeed.refusal import InvalidOption
@@ -35,21 +36,28 @@ class CoordinatorClient(TextGenerator):
     """`generate` and `stream` run on the server at `url`; `api_key` is the one that it asks for.
 
     Any server of OpenAI's API will do. `model` None is the first that it lists. A server that is silent for
-    `timeout_s` is given up. Raises InvalidOption for a wrong url or key; afterwards, as an engine here would,
-    InvalidRequest, EngineUnavailable where the server takes no requests, and GenerationFailed.
+    `timeout_s` is given up; one that refuses for now is tried again by `retries`. `latency` is what answers have
+    taken. Raises InvalidOption for a wrong url or key; afterwards, as an engine here would, InvalidRequest,
+    EngineUnavailable where the server takes no requests, and GenerationFailed.
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, *, model: str | None = None, timeout_s: float = 600.0
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        timeout_s: float = 600.0,
+        retries: RetryPolicy | None = None,
     ) -> None:
         explain_s = min(timeout_s, _EXPLAIN_TIMEOUT_S)
         try:
-            self._client = Client(url, model=model, api_key=api_key, timeout_s=timeout_s)
+            self._client = Client(url, model=model, api_key=api_key, timeout_s=timeout_s, retries=retries)
             self._asking = Client(url, model=model, api_key=api_key, timeout_s=explain_s, retries=NO_RETRIES)
         except InvalidCallError as error:
             option = "api_key" if "API key" in str(error) else "url"
             raise InvalidOption(option, f"cannot be used: {error}") from None
-        self._latency = ObservedLatency()
+        self.latency = ObservedLatency()
 
     @property
     def url(self) -> str:
@@ -74,13 +82,13 @@ class CoordinatorClient(TextGenerator):
         try:
             explanation = self.explain(texts, **options)
         except EngineUnavailable as unavailable:
-            return self._latency.route_state(unavailable.reason)
+            return self.latency.route_state(unavailable.reason)
         if explanation is None:
-            return self._latency.route_state()
+            return self.latency.route_state()
         if (chosen := explanation.chosen) is None:
-            return self._latency.route_state(explanation.reason)
+            return self.latency.route_state(explanation.reason)
         if chosen.prediction is None:  # it takes the request and has it wait
-            return self._latency.route_state(chosen.unavailable)
+            return self.latency.route_state(chosen.unavailable)
         return RouteState(
             "pipeline",
             prefill_tokens_per_s=chosen.prefill_tokens_per_s,
@@ -100,7 +108,7 @@ class CoordinatorClient(TextGenerator):
         with _our_errors():
             completion = self._client.complete(texts, **fields)
         if completion.usage is not None:
-            self._latency.note_whole(time.perf_counter() - begun_s, completion.usage.completion_tokens / len(texts))
+            self.latency.note_whole(time.perf_counter() - begun_s, completion.usage.completion_tokens / len(texts))
         answers = {choice.index: choice.text for choice in completion.choices}
         return [answers.get(number, "") for number in range(len(texts))]
 
@@ -118,7 +126,7 @@ class CoordinatorClient(TextGenerator):
                 if chunk.text:
                     arrivals_s.append(time.perf_counter() - begun_s)
                     yield chunk.text
-        self._latency.note_pieces(arrivals_s)
+        self.latency.note_pieces(arrivals_s)
 
 
 @contextmanager
