@@ -94,7 +94,7 @@ class EngineClient:
     @property
     def failure(self) -> str | None:
         """Why there is no engine that runs requests, None where there is."""
-        return None if self._state in ("ready", "draining") else self._failure
+        return None if self._state in ("ready", "draining") and self._info is not None else self._failure
 
     @property
     def info(self) -> ExecutorInfo:

@@ -1,4 +1,4 @@
-"""What a request was sent where for, as its response and the metrics tell."""
+"""Where a request was sent and why, as its response and the metrics tell."""
 
 from dataclasses import dataclass
 from typing import Literal

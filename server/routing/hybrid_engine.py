@@ -141,8 +141,6 @@ class HybridEngine:
             task.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
         await self.prober.close()
-        for client in self._clients:
-            client.successor = lambda _: False
         await asyncio.gather(*(client.stop() for client in self._clients))
 
     def fail_live(self, reason: str) -> None:

@@ -17,6 +17,9 @@ UNMEASURED_TPOT_S = 0.05
 UNMEASURED_PREFILL_TOKENS_PER_S = 1000.0
 """What a route is taken to do until its first probe has ended."""
 
+_STALL_S = 30.0
+"""An engine that computes one step for so long gets no further requests while there is another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -88,12 +91,20 @@ class EngineRoute:
         """Tokens of the longest sequence. Raises EngineUnavailable."""
         return Limits.of(self.info).max_model_len
 
+    def misfit(self, size: Size) -> str | None:
+        """Why it can never run a request of this size. Raises EngineUnavailable."""
+        if size.max_len <= (most := self.max_len()):
+            return None
+        return f"it takes {most} tokens a sequence, and this request may have {size.max_len}"
+
     def refusal(self, size: Size) -> str | None:
         """Why it cannot run a request of this size now."""
         if (reason := self.unavailable) is not None:
             return reason
-        if size.max_len > (most := self.max_len()):
-            return f"it takes {most} tokens a sequence, and this request may have {size.max_len}"
+        if (reason := self.misfit(size)) is not None:
+            return reason
+        if (stalled_s := self.engine.seconds_since_progress) > _STALL_S:
+            return f"it has not finished a step for {stalled_s:.0f} s"
         if (num_live := self.num_live) >= self._max_live:
             return f"its queue is full, with {num_live} sequences"
         return None

@@ -75,10 +75,13 @@ class Router:
     def predict(self, plan: GenerationPlan, asked: str | None) -> Routing:
         """Where a request would go; `asked` is the route that its client wants.
 
-        Raises InvalidRequest for a route that is not there, EngineUnavailable where none takes the request.
+        Raises InvalidRequest for one that is not there or has no room, EngineUnavailable where none takes the
+        request.
         """
         if asked is not None:
             route = self._named(asked.strip().lower())
+            if (reason := route.misfit(size_of(plan))) is not None:
+                raise InvalidRequest(f"{ROUTE_HEADER}: {reason}", ROUTE_HEADER, "context_length_exceeded")
             return Routing(route, Forecast(route.name, "forced", f"the request asks for {route.name}"))
         if len(self.routes) == 1:
             (route,) = self.routes
@@ -109,9 +112,9 @@ class Router:
 
     def _that_waits(self, plan: GenerationPlan, reason: str) -> Routing:
         """A route that will run the request later, where none can now."""
-        max_len = size_of(plan).max_len
+        size = size_of(plan)
         for route in self.routes:
-            if route.takes_requests and max_len <= route.max_len():
+            if route.takes_requests and route.misfit(size) is None:
                 waits = f"no route can run the request now, and {route.name} takes it; {reason}"
                 return Routing(route, Forecast(route.name, "waits", waits))
         raise EngineUnavailable(reason)

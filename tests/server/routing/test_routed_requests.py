@@ -161,6 +161,8 @@ async def test_a_request_goes_where_it_fits_and_a_default_length_yields(
     answer = await client.post("/v1/completions", json=BODY | {"max_tokens": 200})
     assert answer.headers["x-route"] == "pipeline"
     assert "local: it takes 64 tokens a sequence, and this request may have" in answer.headers["x-route-reason"]
+    forced = await client.post("/v1/completions", json=BODY | {"max_tokens": 200}, headers={"x-route": "local"})
+    assert (forced.status_code, forced.json()["error"]["code"]) == (400, "context_length_exceeded")
     answer = await client.post("/v1/chat/completions", json=CHAT)
     assert answer.headers["x-route"] == "local"
     [request] = asked_of(local)
@@ -180,6 +182,17 @@ async def test_without_peers_all_goes_here_and_health_says_what_is_missing(
         {"route": "local", "status": "ready"},
         {"route": "pipeline", "status": "ready", "unavailable": "0 of 2 needed peers can serve"},
     ]
+
+
+async def test_an_engine_that_hangs_gets_no_more_while_there_is_another(
+    client: httpx.AsyncClient, local: FakeEngine, peers: FakeEngine
+) -> None:
+    local.seconds_since_progress = 31.0
+    answer = await client.post("/v1/completions", json=BODY)
+    assert answer.headers["x-route"] == "pipeline"
+    assert "local: it has not finished a step for 31 s." in answer.headers["x-route-reason"]
+    peers.state = "failed"
+    assert (await client.post("/v1/completions", json=BODY)).headers["x-route"] == "local"
 
 
 async def test_where_nothing_runs_a_request_waits_for_what_will(
