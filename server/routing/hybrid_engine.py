@@ -116,6 +116,8 @@ class HybridEngine:
             for route, client in self._members
             for watch in (self._watch_start, self._watch_cluster)
         ]
+        for task in self._watches:
+            task.add_done_callback(_log_failure)
 
     async def wait_ready(self) -> None:
         """Until one engine is. Raises EngineUnavailable, with every reason, when none can start."""
@@ -182,6 +184,12 @@ class HybridEngine:
             if route is not source and route.refusal(_size_of(request)) is None:
                 return _go_on(stream, source, route, request)
         return False
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    """The engines serve on, and requests stay where they are."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s has ended", task.get_name(), exc_info=error)
 
 
 def _go_on(stream: MeasuredStream, source: EngineRoute, route: EngineRoute, request: EngineRequest) -> bool:
