@@ -209,17 +209,17 @@ class Cluster:
 
 @contextmanager
 def running_cluster(
-    directory: Path, *, num_stages: int = 2, model: str = "", arguments: Sequence[str] = ()
+    directory: Path, *, num_stages: int = 2, model: str = "", arguments: Sequence[str] = (), settings: str = ""
 ) -> Iterator[Cluster]:
     """A `distllm serve` that waits for peers, with `arguments`; all its processes end on the way out.
 
-    `model` is the embedded one by default.
+    `model` is the embedded one by default. `settings` are more of the coordinator's, each with a comma before it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    settings = directory / "cluster.yaml"
-    settings.write_text(f"coordinator: {{host: {LOOPBACK}, port: {port}, num_stages: {num_stages}}}\n")
-    words = ["serve", *([model] if model else []), "--coordinator", str(settings)]
+    file = directory / "cluster.yaml"
+    file.write_text(f"coordinator: {{host: {LOOPBACK}, port: {port}, num_stages: {num_stages}{settings}}}\n")
+    words = ["serve", *([model] if model else []), "--coordinator", str(file)]
     words += ["--state", str(directory / "coordinator"), "--port", "0", *arguments]
     cluster = Cluster(directory, port, _start(words, directory / "serve.log"), model)
     try:

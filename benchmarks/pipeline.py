@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from benchmarks.checkpoint import SMOLLM2_135M, make_checkpoint
@@ -25,7 +26,9 @@ from benchmarks.cluster import Cluster, running_cluster
 from benchmarks.hop import measure_hop
 from benchmarks.link import CLEAR, Conditions
 from benchmarks.pipeline_report import ROUND_TRIP_S, FarLatency, Loss, Report, Throughput
+from benchmarks.prompts import Workload, make_prompts
 from benchmarks.servers import OURS, running
+from benchmarks.synthetic_tokenizer import three_letter_words
 from benchmarks.watched_streams import Ask, Load, WatchedStream, run_streams
 
 _GIGABIT = 125e6  # bytes a second
@@ -42,12 +45,7 @@ class Bench:
         self._cores = sorted(os.sched_getaffinity(0))
 
     def report(self) -> Report:
-        options = self._options
-        throughput = Throughput(
-            num_streams=options.num_streams,
-            one_stage=self._throughput(num_stages=1),
-            two_stages=self._throughput(num_stages=2),
-        )
+        throughput = list(self._throughputs())
         with self._cluster(num_stages=2, num_peers=3) as cluster:
             detection_ms = self._detection_ms(cluster)
             loss = self._loss(cluster)
@@ -59,13 +57,52 @@ class Bench:
             detection_ms=detection_ms,
         )
 
-    def _throughput(self, num_stages: int) -> float:
-        """Tokens a second of the whole run, with a peer on each core."""
-        with self._cluster(num_stages, num_peers=num_stages) as cluster:
+    def _throughputs(self) -> Iterator[Throughput]:
+        """One for each length of prompts, which the coordinators are told of."""
+        for length in self._options.num_prompt_tokens:
+            with (
+                self._pinned_cluster(num_stages=1, num_prompt_tokens=length) as one,
+                self._pinned_cluster(num_stages=2, num_prompt_tokens=length) as two,
+            ):
+                yield self._throughput(one, two, length)
+
+    def _throughput(self, one: Cluster, two: Cluster, num_prompt_tokens: int) -> Throughput:
+        """The two take turns, so that what else the machine does is neither's alone."""
+        options = self._options
+        rates: tuple[list[float], list[float]] = ([], [])
+        for number in range(options.rounds + 1):
+            for cluster, taken in zip((one, two), rates, strict=True):
+                asks = self._asks(options.num_streams, options.num_tokens, num_prompt_tokens, number)
+                taken.append(_rate(cluster.base_url, asks))
+        one_stage, two_stages = (statistics.median(taken[1:]) for taken in rates)  # the first one warms up
+        return Throughput(
+            num_streams=options.num_streams,
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=options.num_tokens,
+            one_stage=one_stage,
+            two_stages=two_stages,
+        )
+
+    @contextmanager
+    def _pinned_cluster(self, num_stages: int, num_prompt_tokens: int) -> Iterator[Cluster]:
+        """A core for each stage; all else on the cores that are left, or on the same where there are no others."""
+        expected = {
+            "streams": self._options.num_streams,
+            "prompt_tokens": num_prompt_tokens,
+            "output_tokens": self._options.num_tokens,
+        }
+        settings = "".join(f", expected_{name}: {number}" for name, number in expected.items())
+        with self._cluster(num_stages, num_peers=num_stages, settings=settings) as cluster:
             for name, core in zip(cluster.stages, self._cores, strict=False):
-                _pin(cluster.peers[name].process.pid, core)
-            asks = self._asks(self._options.num_streams, self._options.num_tokens)
-            return statistics.median(_rate(cluster.base_url, asks) for _ in range(self._options.rounds))
+                _pin(cluster.peers[name].process.pid, {core})
+            others = set(self._cores[2:] or self._cores)
+            server = psutil.Process(cluster.server.pid)
+            for process in (server, *server.children(recursive=True), psutil.Process()):
+                _pin(process.pid, others)
+            try:
+                yield cluster
+            finally:
+                _pin(os.getpid(), set(self._cores))
 
     def _latency(self) -> FarLatency:
         asks = self._asks(1, self._options.num_tokens)
@@ -113,20 +150,25 @@ class Bench:
             times_ms.append(_stop_until_noticed_ms(cluster))
         return statistics.median(times_ms)
 
-    def _asks(self, num_streams: int, num_tokens: int) -> list[Ask]:
+    def _asks(self, num_streams: int, num_tokens: int, num_prompt_tokens: int = 8, seed: int = 0) -> list[Ask]:
+        """Prompts that share nothing, neither with those of another `seed`."""
+        workload = Workload(num_prompts=num_streams, input_len=num_prompt_tokens, output_len=num_tokens)
+        prompts = make_prompts(workload, three_letter_words(), np.random.default_rng(seed))
         return [
-            Ask(prompt=f"Story {number} begins here", num_tokens=num_tokens, seed=number, has_logprobs=False)
-            for number in range(num_streams)
+            Ask(prompt=prompt.token_ids, num_tokens=num_tokens, seed=number, has_logprobs=False)
+            for number, prompt in enumerate(prompts)
         ]
 
     @contextmanager
-    def _cluster(self, num_stages: int, num_peers: int, is_behind_links: bool = False) -> Iterator[Cluster]:
+    def _cluster(
+        self, num_stages: int, num_peers: int, is_behind_links: bool = False, settings: str = ""
+    ) -> Iterator[Cluster]:
         """Peers of one thread each, the last of them warm spares."""
         arguments = ["--served-model-name", _MODEL]
         with (
             tempfile.TemporaryDirectory() as directory,
             running_cluster(
-                Path(directory), num_stages=num_stages, model=self._model, arguments=arguments
+                Path(directory), num_stages=num_stages, model=self._model, arguments=arguments, settings=settings
             ) as cluster,
         ):
             for name in _NAMES[:num_peers]:
@@ -136,10 +178,10 @@ class Bench:
             yield cluster
 
 
-def _pin(pid: int, core: int) -> None:
-    """All threads of a process to one core."""
+def _pin(pid: int, cores: set[int]) -> None:
+    """All threads of a process to some cores."""
     for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {core})
+        os.sched_setaffinity(thread.id, cores)
 
 
 def _rate(base_url: str, asks: Sequence[Ask]) -> float:
@@ -184,6 +226,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="of each figure (default: %(default)s)")
     parser.add_argument("--num-streams", type=int, default=16, help="for the throughput (default: %(default)s)")
     parser.add_argument("--num-tokens", type=int, default=128, help="a stream (default: %(default)s)")
+    parser.add_argument(
+        "--num-prompt-tokens",
+        type=int,
+        nargs="+",
+        default=[8, 512],
+        help="a stream, for the throughput; several for several figures (default: 8 512)",
+    )
     parser.add_argument("--num-loss-streams", type=int, default=40, help="amid a loss (default: %(default)s)")
     parser.add_argument("--num-loss-tokens", type=int, default=512, help="a stream then (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for what is written")

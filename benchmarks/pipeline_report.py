@@ -13,12 +13,24 @@ class Throughput:
     """Tokens a second of the same streams over one stage on one core, and over two stages on two."""
 
     num_streams: int
+    num_prompt_tokens: int
+    num_tokens: int
     one_stage: float
     two_stages: float
 
     @property
     def ratio(self) -> float:
         return self.two_stages / self.one_stage
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values."""
+        load = f"{self.num_streams} streams, {self.num_prompt_tokens} tokens in, {self.num_tokens} out"
+        return [
+            (load, ""),
+            ("  one stage on one core", f"{self.one_stage:.1f} tokens/s"),
+            ("  two stages on two cores", f"{self.two_stages:.1f} tokens/s"),
+            ("  ratio", f"{self.ratio:.2f}"),
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +71,7 @@ class Report:
     """All of a run. `detection_ms` is from SIGSTOP of a stage until its loss is noticed."""
 
     hop: Hop
-    throughput: Throughput
+    throughput: list[Throughput]
     latency: FarLatency
     loss: Loss
     detection_ms: float
@@ -71,9 +83,7 @@ class Report:
                 f"hop of {self.hop.num_bytes >> 10} KiB, mTLS, p50 / p99",
                 f"{self.hop.p50_ms:.2f} / {self.hop.p99_ms:.2f} ms",
             ),
-            ("one stage on one core", f"{self.throughput.one_stage:.1f} tokens/s"),
-            ("two stages on two cores", f"{self.throughput.two_stages:.1f} tokens/s"),
-            ("  ratio", f"{self.throughput.ratio:.2f}"),
+            *(row for throughput in self.throughput for row in throughput.rows()),
             (
                 "one stream alone / over clear links",
                 f"{self.latency.alone_ms:.1f} / {self.latency.near_ms:.1f} ms/token",

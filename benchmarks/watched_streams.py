@@ -16,12 +16,12 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A completion of exactly `num_tokens` tokens, greedy where `temperature` is 0.
+    """A completion of exactly `num_tokens` tokens, greedy where `temperature` is 0. The prompt is a text, or ids.
 
     `has_logprobs` makes the server say where each token ends; else what comes at once counts as one.
     """
 
-    prompt: str
+    prompt: str | Sequence[int]
     num_tokens: int
     temperature: float = 0.0
     seed: int = 0

@@ -121,6 +121,8 @@ class EngineLoop:
         outputs = self._scheduler.apply(step, output)
         self._execute_s += executed - started
         self._schedule_s += time.perf_counter() - executed
+        if self._executor.max_in_flight > 1:  # what others compute need not wait until this is told
+            self._submit_steps()
         self._report(outputs)
 
     def _report(self, outputs: list[SequenceOutput]) -> None:

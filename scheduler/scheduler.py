@@ -23,6 +23,9 @@ from distllm.scheduler.sequence import Sequence, Status
 from distllm.scheduler.stats import EngineStats
 from distllm.scheduler.step_draft import StepDraft
 
+_SMALLEST_SHARE = 128
+"""Tokens for which reading the weights takes a small part of a step."""
+
 
 class Scheduler:
     """`add` and `abort` at any time; `schedule` yields steps, and each goes with its output to `apply`, in order.
@@ -76,14 +79,15 @@ class Scheduler:
     def schedule(self, num_shares: int = 1) -> StepInput | None:
         """The next step; None while every sequence waits for a token, for blocks or for a seat.
 
-        It has one of `num_shares` parts of those that can run, so that as many steps can be under way at once.
+        It has one of `num_shares` parts of those that can run and of the token budget, so that as many steps can be
+        under way at once, and none takes much longer than the others.
         """
         num_candidates = min(len(self._sequences), self._config.max_num_seqs)
-        draft = StepDraft(self._config.max_num_batched_tokens, -(-num_candidates // num_shares))
+        draft = StepDraft(self._token_budget(num_shares), -(-num_candidates // num_shares))
         for sequence in self._residency.in_order():
             if draft.is_full:
                 break
-            if sequence.is_running or self._admit(sequence):
+            if sequence.is_running or (draft.has_room(is_prompt=True) and self._admit(sequence)):
                 self._give_tokens(sequence, draft)
         return draft.seal(self._step_ids)
 
@@ -142,14 +146,20 @@ class Scheduler:
             self._counters.prefix_hit_tokens += sequence.num_cached_tokens
         return True
 
+    def _token_budget(self, num_shares: int) -> int:
+        """Of a step: chunks of a long prompt follow one another through the stages, if each is worth a step."""
+        whole = self._config.max_num_batched_tokens
+        return min(whole, max(_SMALLEST_SHARE, -(-whole // num_shares)))
+
     def _give_tokens(self, sequence: Sequence, draft: StepDraft) -> None:
-        """As many unscheduled tokens as budget and blocks allow; none while its token is pending."""
+        """As many unscheduled tokens as budget, share and blocks allow; none while its token is pending."""
+        is_prompt = not sequence.has_computed_prompt
         num_wanted = min(sequence.num_unscheduled_tokens, draft.num_tokens_left)
-        if num_wanted == 0:
+        if num_wanted == 0 or not draft.has_room(is_prompt=is_prompt):
             return
         num_tokens, copy = self._residency.grow(sequence, num_wanted)
         if num_tokens > 0:
-            draft.add(sequence.next_chunk(num_tokens), copy)
+            draft.add(sequence.next_chunk(num_tokens), copy, is_prompt=is_prompt)
             sequence.num_scheduled_tokens += num_tokens
 
     def _settle(

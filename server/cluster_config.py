@@ -37,6 +37,9 @@ class CoordinatorSection(ClusterSection):
     objective: Objective = Field(
         "throughput", description="what the layers' placement is best for: throughput of many streams, or latency"
     )
+    expected_streams: int = Field(8, ge=1, le=65536, description="streams at once that throughput is planned for")
+    expected_prompt_tokens: int = Field(512, ge=1, description="tokens of a usual prompt, for the plan")
+    expected_output_tokens: int = Field(256, ge=1, description="tokens of a usual answer, for the plan")
     min_workers: int = Field(1, ge=1, le=1024, description="peers to wait for before the model is placed")
     max_workers: int = Field(16, ge=1, le=1024, description="most peers that may be joined at once")
 
@@ -124,6 +127,9 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         state_dir=str(state_dir.absolute()),
         num_stages=config.coordinator.num_stages,
         objective=config.coordinator.objective,
+        expected_streams=config.coordinator.expected_streams,
+        expected_prompt_tokens=config.coordinator.expected_prompt_tokens,
+        expected_output_tokens=config.coordinator.expected_output_tokens,
         min_peers=config.coordinator.min_workers,
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,

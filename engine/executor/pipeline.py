@@ -54,7 +54,7 @@ class PipelineExecutor:
 
     @property
     def max_in_flight(self) -> int:
-        return max(1, self._pipeline.num_stages)
+        return self._pipeline.max_in_flight
 
     def submit(self, step: StepInput) -> "Future[StepOutput]":
         """Begin the step. It is done once, and exactly as if no stage ever failed."""

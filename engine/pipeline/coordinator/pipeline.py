@@ -53,8 +53,10 @@ class Pipeline:
         self.ready: asyncio.Future[ExecutorInfo] = asyncio.get_running_loop().create_future()
 
     @property
-    def num_stages(self) -> int:
-        return len(self._stages)
+    def max_in_flight(self) -> int:
+        """Steps that keep all stages busy: one for each, or more while links take long beside stages."""
+        served = self._placer.served
+        return max(1, len(self._stages), 0 if served is None else served.num_micro_batches)
 
     @property
     def status(self) -> PipelineStatus:

@@ -26,6 +26,8 @@ logger = logging.getLogger("distllm.pipeline")
 _LOOK_S = 0.25
 _HORIZON_S = 600.0
 """Within which a better plan must pay back what changing to it costs."""
+_MAX_STEPS_A_STAGE = 4
+"""Most steps under way at once, where links take long beside stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class _Situation:
 
 
 class Placer:
-    """`run` it; `seats` and `better` are then what the pipeline should be.
+    """`run` it; `seats` and `better` are then what the pipeline should be, `served` what it should give as it is.
 
     A model that is not served yet waits for peers to be measured, but no longer than `patience_s`.
     """
@@ -82,6 +84,7 @@ class Placer:
         self._last: _Situation | None = None
         self._has_planned = asyncio.Event()
         self.better: list[Seat] | None = None
+        self.served: Prediction | None = None
         self.waits_for = "peers"
 
     @property
@@ -109,6 +112,7 @@ class Placer:
         if situation == self._last:
             return
         self._decide(situation, await self._searched(situation))
+        self.served = _served(situation)
         self._last = situation
         self._has_planned.set()
         self._members.changed.set()
@@ -154,14 +158,14 @@ class Placer:
         return self._survey.is_settled(present.peer_ids) or time.monotonic() >= self._impatient_s
 
     def _workload(self, present: Present) -> Workload:
-        """The usual one as far as the model and the scheduler go; every plan has room for a sequence at least."""
-        longest = self._whole.max_model_len
+        """What is expected as far as model and scheduler go; every plan has room for a sequence at least."""
+        longest, expected = self._whole.max_model_len, self._settings
         return Workload(
-            prompt_tokens=min(512, max(1, 2 * longest // 3)),
-            output_tokens=min(256, max(1, longest // 3)),
+            prompt_tokens=min(expected.expected_prompt_tokens, max(1, 2 * longest // 3)),
+            output_tokens=min(expected.expected_output_tokens, max(1, longest // 3)),
             chunk_tokens=self._whole.max_num_batched_tokens,
-            num_streams=min(8, self._whole.max_num_seqs),
-            max_in_flight=max(1, len(present.peer_ids)),
+            num_streams=min(expected.expected_streams, self._whole.max_num_seqs),
+            max_in_flight=_MAX_STEPS_A_STAGE * max(1, len(present.peer_ids)),
             min_blocks=max(present.num_blocks, -(-longest // BLOCK_SIZE)),
         )
 
@@ -215,7 +219,7 @@ class Placer:
         present, objective = situation.present, self._settings.objective
         if situation.num_stages is not None and len(present.serving) < situation.num_stages:
             return self._chosen(situation, result)
-        served = predict_serving(situation.cluster, plan_of(present.serving), situation.workload)
+        served = _served(situation)
         if served is None or not isinstance(result, Found):
             return None
         seats = seats_of(result.plan)
@@ -227,8 +231,6 @@ class Placer:
         return seats
 
     def _record(self, situation: _Situation) -> PlanRecord:
-        present = situation.present
-        serving = plan_of(present.serving) if present.is_whole else None
         return PlanRecord(
             written_at=utc_now(),
             model=self._whole.model,
@@ -236,10 +238,17 @@ class Placer:
             workload=situation.workload,
             objective=self._settings.objective,
             num_stages=situation.num_stages,
-            serving=serving,
-            served=predict_serving(situation.cluster, serving, situation.workload),
+            serving=plan_of(situation.present.serving) if situation.present.is_whole else None,
+            served=_served(situation),
             unmeasured=self._survey.unmeasured(),
         )
+
+
+def _served(situation: _Situation) -> Prediction | None:
+    """What is predicted of the plan that serves; None where none does, or that is not known."""
+    if not situation.present.is_whole:
+        return None
+    return predict_serving(situation.cluster, plan_of(situation.present.serving), situation.workload)
 
 
 def _in_words(prediction: Prediction) -> str:

@@ -66,6 +66,20 @@ def prefill_costs(cluster: Cluster, workload: Workload) -> StepCosts:
     return _step_costs(cluster, num_rows, 1, layer_ns)
 
 
+def serving_costs(cluster: Cluster, workload: Workload, num_rows: int) -> StepCosts:
+    """Of a step that decodes `num_rows` sequences, with its share of the prompts of those that follow them.
+
+    Streams that go on for ever take in `prompt_tokens` for every `output_tokens` that they give.
+    """
+    share = num_rows / workload.output_tokens
+    num_prompt_tokens = share * workload.prompt_tokens
+    layer_ns = {
+        peer.peer_id: _layer_ns(peer.decode.at(num_rows) + peer.prefill_s * num_prompt_tokens)
+        for peer in cluster.peers
+    }
+    return _step_costs(cluster, num_rows + round(num_prompt_tokens), num_rows, layer_ns)
+
+
 def first_token_ns(workload: Workload, round_ns: int, bottleneck_ns: int) -> int:
     """When the last chunk is back, of chunks that stream through the stages, at most `max_in_flight` under way.
 

@@ -8,6 +8,7 @@ from distllm.engine.pipeline.placement.costs import (
     decode_costs,
     first_token_ns,
     prefill_costs,
+    serving_costs,
 )
 from distllm.engine.pipeline.placement.measurements import Cluster, PeerId
 from distllm.engine.pipeline.placement.plan import Plan, Stage, Workload
@@ -39,7 +40,8 @@ class HopPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """`tokens_per_s` is of `num_running` streams, all that KV has room for, in `num_micro_batches` at once.
+    """`tokens_per_s` is of `num_running` streams, all that KV has room for, in `num_micro_batches` at once, while
+    as many prompts are taken in as answers end.
 
     `tpot_s` and `ttft_s` are of a single stream. `binding_limit` is what bounds `tokens_per_s`, `latency_limit` the
     largest part of `tpot_s`. A plan that does not fit has `num_running` 0 and no tokens a second.
@@ -59,7 +61,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatches:
-    """Decoding `num_streams` in `count` micro-batches: every stream gets one token in each `cycle_ns`."""
+    """Serving `num_streams` in `count` micro-batches: every stream gets one token in each `cycle_ns`."""
 
     count: int
     num_rows: int
@@ -73,12 +75,12 @@ def predict(cluster: Cluster, plan: Plan, workload: Workload) -> Prediction:
     stages = tuple(_stage_prediction(cluster, stage, single, chunk) for stage in plan.stages)
     num_blocks = min(stage.num_blocks for stage in stages)
     num_running = min(workload.num_streams, num_blocks // workload.blocks_per_stream)
-    batches = micro_batches(cluster, plan, max(1, num_running), workload.max_in_flight)
+    batches = micro_batches(cluster, plan, workload, max(1, num_running))
     if num_running < workload.num_streams:
         fullest = min(stages, key=lambda stage: stage.num_blocks)
         binding_limit = f"memory of {fullest.peer_id}"
     else:
-        binding_limit = _throughput_limit(plan, decode_costs(cluster, batches.num_rows), batches)
+        binding_limit = _throughput_limit(plan, serving_costs(cluster, workload, batches.num_rows), batches)
     return Prediction(
         stages=stages,
         hops=tuple(_hop_predictions(plan, single)),
@@ -93,12 +95,12 @@ def predict(cluster: Cluster, plan: Plan, workload: Workload) -> Prediction:
     )
 
 
-def micro_batches(cluster: Cluster, plan: Plan, num_streams: int, max_in_flight: int) -> MicroBatches:
+def micro_batches(cluster: Cluster, plan: Plan, workload: Workload, num_streams: int) -> MicroBatches:
     """The division of `num_streams` with the shortest cycle, of those the one with the fewest micro-batches."""
     divisions = (
         MicroBatches(count, num_rows, cycle_ns(count, costs.round_ns(plan), costs.bottleneck_ns(plan)))
-        for count, num_rows in divisions_of(num_streams, max_in_flight)
-        for costs in (decode_costs(cluster, num_rows),)
+        for count, num_rows in divisions_of(num_streams, workload.max_in_flight)
+        for costs in (serving_costs(cluster, workload, num_rows),)
     )
     return min(divisions, key=lambda batches: (batches.cycle_ns, batches.count))
 

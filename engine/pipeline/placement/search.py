@@ -10,7 +10,13 @@ from functools import partial
 from math import inf
 
 from distllm.engine.pipeline.placement.bottleneck_search import Candidate, least
-from distllm.engine.pipeline.placement.costs import StepCosts, decode_costs, first_token_ns, prefill_costs
+from distllm.engine.pipeline.placement.costs import (
+    StepCosts,
+    decode_costs,
+    first_token_ns,
+    prefill_costs,
+    serving_costs,
+)
 from distllm.engine.pipeline.placement.measurements import Cluster
 from distllm.engine.pipeline.placement.peer_choice import LeftOut, PeerChoice, choose_peers
 from distllm.engine.pipeline.placement.plan import Objective, Plan, Workload
@@ -61,7 +67,7 @@ def search_plan(
     if objective == "latency":
         plan = _least_latency(cluster, workload, space)
     else:
-        plan = _most_throughput(cluster, num_streams, workload.max_in_flight, space)
+        plan = _most_throughput(cluster, workload, num_streams, space)
     return Found(plan, predict(cluster, plan, workload), choice.left_out)
 
 
@@ -109,12 +115,12 @@ def _least_latency(cluster: Cluster, workload: Workload, space: SearchSpace) -> 
     return best.plan
 
 
-def _most_throughput(cluster: Cluster, num_streams: int, max_in_flight: int, space: SearchSpace) -> Plan:
+def _most_throughput(cluster: Cluster, workload: Workload, num_streams: int, space: SearchSpace) -> Plan:
     """The plan with the shortest cycle in which every stream gets a token, in any number of micro-batches."""
     best: Candidate[Plan] | None = None
     best_ns = inf
-    for count, num_rows in divisions_of(num_streams, max_in_flight):
-        costs = decode_costs(cluster, num_rows)
+    for count, num_rows in divisions_of(num_streams, workload.max_in_flight):
+        costs = serving_costs(cluster, workload, num_rows)
 
         def shortest_round(limit_ns: int, costs: StepCosts = costs) -> Candidate[Plan] | None:
             plan = space.cheapest(costs, costs, limit_ns)

@@ -224,3 +224,18 @@ async def test_it_grows_to_the_number_of_stages_without_measurements_too(peers: 
     placer = placer_of(peers, tmp_path, num_stages=2)
     await placer.plan(Present((A, B), ALL_ON_A, num_blocks=64))
     assert placer.better == [Seat((0, 4), A), Seat((4, 8), B)]
+
+
+@pytest.mark.parametrize(("delay_s", "num_steps"), [(0.0, 2), (0.05, 8)])
+async def test_more_steps_than_stages_are_under_way_where_links_are_slow(
+    tmp_path: Path, delay_s: float, num_steps: int
+) -> None:
+    """Eight streams over stages of 4 ms, and 1 ms of the head, a row."""
+    peers = Peers(delay_s=delay_s)
+    peers.join(A)
+    peers.join(B)
+    peers.settle({A: 0.001, B: 0.001})
+    placer = placer_of(peers, tmp_path)
+    await placer.plan(Present((A, B), (Seat((0, 4), A), Seat((4, 8), B)), num_blocks=64))
+    assert placer.served is not None
+    assert placer.served.num_micro_batches == num_steps

@@ -44,10 +44,13 @@ def test_ttft_fills_the_pipeline_and_then_waits_for_its_bottleneck() -> None:
 
 
 def test_throughput_takes_the_best_number_of_micro_batches() -> None:
-    """In two micro-batches of two rows, b's stage of (2 + 2) ms x 9/8 is busy all the time; four take 16 ms."""
+    """In two micro-batches of two rows, b's stage of (2 + 2) ms x 9/8 is busy all the time; four take 18.4 ms.
+
+    For each of the two rows it computes 3 tokens of prompts too, of 0.2 ms.
+    """
     prediction = predict(two_peers(delay_s=0), TWO_STAGES, WORKLOAD)
     assert prediction.num_micro_batches == 2
-    assert prediction.tokens_per_s == pytest.approx(4 / (2 * 0.004 * 9 / 8))
+    assert prediction.tokens_per_s == pytest.approx(4 / (2 * (0.004 * 9 / 8 + 6 * 0.0002)))
     assert prediction.binding_limit == "compute of b"
 
 

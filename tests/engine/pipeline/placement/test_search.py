@@ -153,7 +153,7 @@ def test_throughput_takes_a_far_link_before_a_thin_one() -> None:
     busy = found(two_ways, workload, "throughput")
     assert [stage.peer_id for stage in busy.plan.stages] == ["b", "a"]
     assert busy.prediction.num_micro_batches == 4
-    assert busy.prediction.tokens_per_s == pytest.approx(8 / (0.025 + 0.010 * 9 / 8), rel=0.01)
+    assert busy.prediction.tokens_per_s == pytest.approx(8 / (0.025 + 0.010 * 9 / 8 + 8 * 2 * 0.0001), rel=0.01)
 
 
 def test_throughput_takes_as_many_streams_as_any_plan_has_room_for() -> None:
