@@ -122,6 +122,7 @@ class EngineLoop:
         self._execute_s += executed - started
         self._schedule_s += time.perf_counter() - executed
         if self._executor.max_in_flight > 1:  # what others compute need not wait until this is told
+            self._drain_inbox(block=False)
             self._submit_steps()
         self._report(outputs)
 

@@ -181,7 +181,7 @@ def test_an_idle_loop_never_asks_for_messages_without_waiting() -> None:
 
 
 class ShuttingEngine(Engine):
-    """Asks for the end after the first report, with steps under way."""
+    """Asks for the end after the first report, with steps under way: one has begun in the place of the first."""
 
     def on_report(self, report: StepReport) -> None:
         self.inbox.put(Shutdown())
@@ -196,8 +196,8 @@ def test_shutdown_reports_the_steps_under_way_and_starts_no_more() -> None:
         engine.publish,
     )
     engine.run(make_request("a", range(60), max_tokens=9))
-    assert len(engine.executor.steps) == 3
-    assert len(engine.reports) == 3
+    assert len(engine.executor.steps) == 4
+    assert len(engine.reports) == 4
 
 
 class BrokenExecutor(SlotExecutor):

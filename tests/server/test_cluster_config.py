@@ -32,6 +32,9 @@ coordinator:
   dashboard_host: 10.0.0.2
   num_stages: 3
   objective: latency
+  expected_streams: 16
+  expected_prompt_tokens: 100
+  expected_output_tokens: 50
   min_workers: 2
   max_workers: 4
 network:
@@ -51,6 +54,9 @@ network:
             "dashboard_host": "10.0.0.2",
             "num_stages": 3,
             "objective": "latency",
+            "expected_streams": 16,
+            "expected_prompt_tokens": 100,
+            "expected_output_tokens": 50,
             "min_workers": 2,
             "max_workers": 4,
         },
