@@ -293,6 +293,20 @@ async def test_another_order_of_sums_is_told(
     assert "may differ by rounding" in caplog.text
 
 
+async def test_a_route_that_the_next_server_has_not_is_no_hindrance(byte_level: Tokenizer, tmp_path: Path) -> None:
+    """Begun on the pipeline that its client wanted, by a server that had one."""
+    over_peers = replace(FRONT_END, route="pipeline")
+    async with serving(byte_level, tmp_path, front_end=over_peers) as (client, _):
+        body = {"model": "tiny", "max_tokens": 12, "stream": True, "prompt": "the fox"}
+        response = await client.post("/v1/completions", json=body, headers=RESUMABLE | {"x-route": "pipeline"})
+        assert response.headers["x-route"] == "pipeline"
+        events = read_events(response)
+    (file,) = (tmp_path / "streams").iterdir()
+    os.truncate(file, file.stat().st_size - 200)
+    async with serving(byte_level, tmp_path) as (client, _):
+        assert read_events(await follow(client, events[0].id)) == events[1:]
+
+
 async def test_an_engine_that_cannot_start_leaves_the_streams_to_the_next(
     byte_level: Tokenizer, tmp_path: Path
 ) -> None:
