@@ -150,6 +150,15 @@ async def test_what_follows_a_damaged_record_is_made_again(byte_level: Tokenizer
         assert read_events(await follow(client, whole.events[1].id)) == whole.events[2:]
 
 
+async def test_zeros_that_a_power_failure_left_are_cut_off(byte_level: Tokenizer, tmp_path: Path) -> None:
+    whole = await kept(byte_level, tmp_path)
+    size = whole.file.stat().st_size
+    os.truncate(whole.file, size - 200)
+    os.truncate(whole.file, size + 4000)
+    async with serving(byte_level, tmp_path) as (client, _):
+        assert read_events(await follow(client, whole.events[1].id)) == whole.events[2:]
+
+
 async def test_a_full_disk_is_told_once_and_changes_no_stream(
     byte_level: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
