@@ -21,6 +21,7 @@ from distllm.clients.results import (
     Health,
     Message,
     Model,
+    RouteExplanation,
     Tokenization,
 )
 from distllm.clients.resuming import ASK, AsyncResumer
@@ -87,6 +88,10 @@ class AsyncClient:
     ) -> AsyncStream[ChatChunk]:
         """Chunks of the answer. With `include_usage` one more comes last: usage, and no choices."""
         return await self._open(calls.chat_stream(messages, await self.model(), include_usage, options))
+
+    async def explain_route(self, prompt: Prompt, **options: Unpack[CompletionOptions]) -> RouteExplanation:
+        """Where a completion would go and why; nothing is generated. Servers of others raise NotFoundError."""
+        return await self._send(calls.explain_route(prompt, await self.model(), options))
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokenization:
         return await self._send(calls.tokenize(text, await self.model(), add_special_tokens))

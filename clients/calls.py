@@ -25,6 +25,7 @@ from distllm.clients.results import (
     Message,
     Model,
     ModelList,
+    RouteExplanation,
     Tokenization,
 )
 from distllm.clients.retries import retry_after_s
@@ -83,6 +84,11 @@ def chat_stream(
 ) -> StreamCall[ChatChunk]:
     body = _json({"model": model, "messages": list(messages), **options, **_streaming(include_usage)})
     return StreamCall("/v1/chat/completions", body, _event_reader(ChatChunk))
+
+
+def explain_route(prompt: Prompt, model: str, options: CompletionOptions) -> Call[RouteExplanation]:
+    body = _json({"model": model, "prompt": prompt, **options})
+    return Call("POST", "/v1/route/explain", _reader(RouteExplanation), body)
 
 
 def tokenize(text: str, model: str, add_special_tokens: bool) -> Call[Tokenization]:

@@ -21,6 +21,7 @@ from distllm.clients.results import (
     Health,
     Message,
     Model,
+    RouteExplanation,
     Tokenization,
 )
 from distllm.clients.resuming import ASK, Resumer
@@ -87,6 +88,10 @@ class Client:
     ) -> Stream[ChatChunk]:
         """Chunks of the answer. With `include_usage` one more comes last: usage, and no choices."""
         return self._open(calls.chat_stream(messages, self.model(), include_usage, options))
+
+    def explain_route(self, prompt: Prompt, **options: Unpack[CompletionOptions]) -> RouteExplanation:
+        """Where a completion would go and why; nothing is generated. Servers of others raise NotFoundError."""
+        return self._send(calls.explain_route(prompt, self.model(), options))
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokenization:
         return self._send(calls.tokenize(text, self.model(), add_special_tokens))

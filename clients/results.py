@@ -136,6 +136,43 @@ class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
 
 
+class RoutePrediction(msgspec.Struct, frozen=True):
+    """Seconds that a request is predicted to take on one route; `machine_s` counts those of every machine."""
+
+    meets_target: bool
+    queue_s: float
+    ttft_s: float
+    tpot_s: float
+    total_s: float
+    machine_s: float
+
+
+class RouteReport(msgspec.Struct, frozen=True):
+    """A route of the server. Without a `prediction` it cannot run the request now, as `unavailable` says."""
+
+    route: str
+    unavailable: str | None = None
+    prediction: RoutePrediction | None = None
+    prefill_tokens_per_s: float = 0.0
+    is_measured: bool = False
+    num_machines: int = 1
+
+
+class RouteExplanation(msgspec.Struct, frozen=True):
+    """Where a request would go and why; `route` is None where nothing takes it."""
+
+    route: str | None
+    reason: str
+    prompt_tokens: int
+    max_tokens: int
+    routes: list[RouteReport]
+
+    @property
+    def chosen(self) -> RouteReport | None:
+        """The route that the request would take."""
+        return next((report for report in self.routes if report.route == self.route), None)
+
+
 class Health(msgspec.Struct, frozen=True):
     """Whether the server takes requests, and what it says of itself."""
 

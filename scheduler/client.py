@@ -84,10 +84,17 @@ class EngineClient:
         self.loading: Loading | None = None
         self.cluster: Latest[ClusterSnapshot | None] = Latest(None)
         self.num_restarts = 0
+        self.successor: Callable[[EngineRequest], bool] = lambda _: False
+        """Asked of every live request when this engine is lost for good; one that it takes goes on elsewhere."""
 
     @property
     def state(self) -> EngineState:
         return self._state
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no engine that runs requests, None where there is."""
+        return None if self._state in ("ready", "draining") and self._info is not None else self._failure
 
     @property
     def info(self) -> ExecutorInfo:
@@ -191,6 +198,14 @@ class EngineClient:
         self._release_held()
         if not self._live:
             self._idle.set()
+
+    def hand_over(self, successor: Callable[[EngineRequest], bool]) -> None:
+        """Offer every live request, with the tokens it has. The streams of those that `successor` takes end here,
+        without a terminal output."""
+        for live in list(self._live.values()):
+            if successor(live.resumption()):
+                live.drop()
+                self._abort(live, None)
 
     def fail_live(self, reason: str) -> None:
         """End every live request with an error."""
@@ -333,5 +348,6 @@ class EngineClient:
         if self._state != "starting":  # else `wait_ready` raises it
             logger.error("%s", reason)
         self._state, self._failure = "failed", reason
+        self.hand_over(self.successor)
         self.fail_live(reason)
         self._settled.set()

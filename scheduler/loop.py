@@ -23,6 +23,7 @@ from distllm.scheduler.messages import (
     ToEngine,
 )
 from distllm.scheduler.scheduler import Scheduler
+from distllm.scheduler.step_pace import StepPace
 
 
 class EngineLoop:
@@ -43,6 +44,7 @@ class EngineLoop:
         self._inbox = inbox
         self._publish = publish
         self._in_flight: deque[tuple[StepInput, Future[StepOutput]]] = deque()
+        self._pace = StepPace()
         self._refusals: list[SequenceOutput] = []
         self._is_open = True
         self._has_news = False  # something happened outside of a step
@@ -103,15 +105,19 @@ class EngineLoop:
                 break
             if begun := self._scheduler.take_begun():
                 self._publish(Begun(begun))
+            if not self._in_flight:
+                self._pace.begin(scheduled)
             self._in_flight.append((step, self._executor.submit(step)))
             self._execute_s += time.perf_counter() - scheduled
         assert self._in_flight or not self._is_open or not self._scheduler.has_work, "nothing can run"
 
     def _finish_step(self) -> None:
         started = time.perf_counter()
+        num_under_way = len(self._in_flight)
         step, result = self._in_flight.popleft()
         output = result.result()
         executed = time.perf_counter()
+        self._pace.end_step(step, executed, num_under_way)
         outputs = self._scheduler.apply(step, output)
         self._execute_s += executed - started
         self._schedule_s += time.perf_counter() - executed
@@ -127,6 +133,7 @@ class EngineLoop:
             schedule_s_total=self._schedule_s,
             execute_s_total=self._execute_s,
             publish_s_total=self._publish_s,
+            **self._pace.totals(),
         )
         self._publish(StepReport([*self._refusals, *outputs], stats))
         self._refusals.clear()

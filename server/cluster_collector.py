@@ -13,7 +13,7 @@ from distllm.engine.pipeline.coordinator.snapshot import (
     PredictionSnapshot,
     StageSnapshot,
 )
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 
 _PEER_STATES = ("serving", "spare", "joining", "gone")
 
@@ -22,7 +22,7 @@ class ClusterCollector(Collector):
     """Reads `engine.cluster`. Its counters begin again at zero with every engine process or peer, as Prometheus
     allows."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineView) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

@@ -152,6 +152,21 @@ class ClusterSection(Section):
         "and tokens, which are in ~/.local/state/distllm/cluster otherwise",
     )
     allow_plaintext: bool = Field(False, description="accept network.encryption: false beyond this machine")
+    mode: Literal["single", "hybrid"] = Field(
+        "single", description="hybrid: run the model here and on the peers, and choose for each request"
+    )
+
+
+class RoutingSection(Section):
+    """What --mode hybrid chooses by."""
+
+    target_ttft_s: float | None = Field(
+        1.0, gt=0, description="seconds to the first token that requests should not exceed"
+    )
+    target_tpot_s: float | None = Field(0.1, gt=0, description="seconds a token after it, the same")
+    patience_s: float = Field(
+        5.0, ge=0, description="seconds that running requests wait for peers before they go on here"
+    )
 
 
 class Settings(BaseSettings):
@@ -164,6 +179,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerSection = SchedulerSection()
     engine: EngineSection = EngineSection()
     cluster: ClusterSection = ClusterSection()
+    routing: RoutingSection = RoutingSection()
 
 
 def sections() -> dict[str, type[Section]]:
@@ -174,6 +190,7 @@ def sections() -> dict[str, type[Section]]:
         "scheduler": SchedulerSection,
         "engine": EngineSection,
         "cluster": ClusterSection,
+        "routing": RoutingSection,
     }
 
 

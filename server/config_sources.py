@@ -51,6 +51,8 @@ def load_settings(
         raise InvalidSettings(describe(error)) from None
     except QuantizationError as error:
         raise InvalidSettings(f"setting model.{error}") from None
+    if settings.cluster.mode == "hybrid" and settings.cluster.coordinator is None:
+        raise InvalidSettings("setting cluster.mode: hybrid needs peers as well: give --coordinator cluster.yaml")
     for name in OFFLOAD_OPTIONS:
         if settings.engine.offload == "none" and getattr(settings.engine, name) is not None:
             raise InvalidSettings(f"setting engine.{name} says how to offload: give --offload disk or cpu as well")

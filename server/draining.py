@@ -7,7 +7,7 @@ from types import FrameType
 import uvicorn
 from typing_extensions import override
 
-from distllm.scheduler.client import EngineClient
+from distllm.server.routing.serving import ServingEngine
 
 logger = logging.getLogger("distllm.server")
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("distllm.server")
 class DrainingServer(uvicorn.Server):
     """The first signal drains for at most `drain_s` seconds; the second ends the server at once."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineClient, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: ServingEngine, drain_s: float) -> None:
         super().__init__(config)
         self._engine = engine
         self._drain_s = drain_s

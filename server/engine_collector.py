@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 
 _STATES = ("starting", "ready", "restarting", "draining", "failed", "stopped")
 
@@ -14,7 +14,7 @@ _STATES = ("starting", "ready", "restarting", "draining", "failed", "stopped")
 class EngineCollector(Collector):
     """Reads `engine.stats`. Its counters begin again at zero with every engine process, as Prometheus allows."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineView, model_name: str) -> None:
         self._engine = engine
         self._labels = {"model_name": model_name, "engine": "0"}
 

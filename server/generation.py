@@ -20,6 +20,7 @@ from distllm.server.ports import RequestRunner
 from distllm.server.prompt_run import PromptRun
 from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
+from distllm.server.routing.forecast import Forecast
 from distllm.server.tokenizer import Tokenizer
 
 
@@ -27,13 +28,14 @@ class Generation:
     """Start it, then iterate, inside its block, for lists of deltas until every choice has finished.
 
     `seeds` has one for each prompt; `arrival_s` is time.time() when the request came. Choice j of prompt i has
-    index i * num_sampled + j. Starting raises what Engine.submit raises, iterating GenerationFailed, or
-    CutByShutdown where the server is ending.
+    index i * num_sampled + j. All prompts are run by `runner`, as `forecast` says. Starting raises what
+    Engine.submit raises, iterating GenerationFailed, or CutByShutdown where the server is ending.
     """
 
     def __init__(
         self,
-        engine: RequestRunner,
+        runner: RequestRunner,
+        forecast: Forecast,
         tokenizer: Tokenizer,
         metrics: Metrics,
         plan: GenerationPlan,
@@ -43,9 +45,10 @@ class Generation:
     ) -> None:
         self.plan = plan
         self.request_id = request_id
+        self.forecast = forecast
         self._seeds = seeds
         self._arrival_s = arrival_s
-        self._engine = engine
+        self._runner = runner
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._runs: list[PromptRun] = []
@@ -84,7 +87,7 @@ class Generation:
         try:
             deltas = self._runs[number].accept(output)
         except GenerationFailed as error:
-            if self._engine.state in ("draining", "stopped"):
+            if self._runner.state in ("draining", "stopped"):
                 raise CutByShutdown(str(error)) from None
             raise
         self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
@@ -122,8 +125,10 @@ class Generation:
             arrival_s=self._arrival_s,
         )
         prompt_text = await read_prompt(self._tokenizer, self.plan, prompt)
-        stream = await self._stack.enter_async_context(self._engine.submit(request))
-        observer = self._stack.enter_context(self._metrics.observe(len(prompt.token_ids), num_sampled))
+        stream = await self._stack.enter_async_context(self._runner.submit(request))
+        observer = self._stack.enter_context(
+            self._metrics.observe(len(prompt.token_ids), num_sampled, self.forecast)
+        )
         choices = [
             Choice(number * num_sampled + index, self.plan, prompt, prompt_text, self._tokenizer)
             for index in range(num_sampled)

@@ -9,11 +9,22 @@ from distllm.server.errors import ContextLengthExceeded, InvalidRequest, shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptPlan:
-    """One prompt. `text` is what the client sent, None when it sent token ids. `params.max_tokens` is resolved."""
+    """One prompt. `text` is what the client sent, None when it sent token ids. `params.max_tokens` is resolved.
+
+    `may_shorten` says that max_tokens is a default, which yields where the engine that is chosen has less room.
+    """
 
     token_ids: list[int]
     text: str | None
     params: SamplingParams
+    may_shorten: bool = False
+
+    def within(self, max_model_len: int) -> "PromptPlan":
+        """For an engine that takes sequences of so many tokens; as it is where that would not do."""
+        room = max_model_len - len(self.token_ids)
+        if not self.may_shorten or room < 1 or (self.params.max_tokens or 0) <= room:
+            return self
+        return replace(self, params=replace(self.params, max_tokens=room))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,10 @@ class GenerationPlan:
     @property
     def is_ranked(self) -> bool:
         return self.num_sampled > self.n
+
+    def within(self, max_model_len: int) -> "GenerationPlan":
+        """For an engine that takes sequences of so many tokens."""
+        return replace(self, prompts=tuple(prompt.within(max_model_len) for prompt in self.prompts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,7 @@ class Limits:
                 max_field,
             )
         resolved = params if asked is not None and asked <= room else replace(params, max_tokens=room)
-        return PromptPlan(token_ids=token_ids, text=text, params=resolved)
+        return PromptPlan(token_ids=token_ids, text=text, params=resolved, may_shorten=max_field is None)
 
     def check_params(self, params: SamplingParams) -> None:
         """Raises InvalidRequest when a parameter names a token that the model does not have."""

@@ -32,7 +32,6 @@ from distllm.engine.generation import GenerationDefaults, load_generation_defaul
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.security.state_dir import default_cluster_dir
 from distllm.engine.pipeline.settings import ClusterSettings
-from distllm.scheduler.client import EngineClient
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
 from distllm.scheduler.refusals import EngineUnavailable
@@ -46,6 +45,7 @@ from distllm.server.http_protocol import ConnectionSettings, http_config
 from distllm.server.listening import CannotServe, listen, url_of
 from distllm.server.loading_bar import LoadingBar
 from distllm.server.resuming.stream_log import StreamLog, StreamLogUnusable, open_log
+from distllm.server.routing.serving import ServingEngine, latency_target, only_route, serving_engine
 from distllm.server.settings import FrontEndSettings, ResumeSettings, SamplingDefaults
 from distllm.server.slow_tokenizer import TokenizerError
 from distllm.server.tokenizer import Tokenizer
@@ -189,7 +189,7 @@ async def _serve(
     max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
     start = start_message(settings, checkpoint, launched=launched, numerics=None if log is None else log.numerics)
-    engine = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
+    engine = serving_engine(settings, start, bar)
     async with show_cluster(settings.cluster, engine):
         await engine.start()
         try:
@@ -210,7 +210,7 @@ async def _serve(
 
 
 async def _announce(
-    ready: "asyncio.Task[None]", engine: EngineClient, url: str, start_s: float, http: DrainingServer
+    ready: "asyncio.Task[None]", engine: ServingEngine, url: str, start_s: float, http: DrainingServer
 ) -> None:
     """Say that requests are welcome. Raises EngineUnavailable where the engine could not start."""
     try:
@@ -233,7 +233,7 @@ def _open_log(settings: Settings) -> AbstractContextManager[StreamLog | None]:
     return nullcontext() if state is None else open_log(state.expanduser())
 
 
-def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient, log: StreamLog | None) -> FastAPI:
+def _build_app(settings: Settings, checkpoint: Path, engine: ServingEngine, log: StreamLog | None) -> FastAPI:
     tokenizer, recommended = load_text_side(settings, checkpoint)
     defaults = asdict(recommended)
     max_tokens = defaults.pop("max_new_tokens")
@@ -250,6 +250,9 @@ def _build_app(settings: Settings, checkpoint: Path, engine: EngineClient, log: 
             max_streams=settings.server.max_kept_streams,
             max_bytes=int(settings.server.kept_streams_mb * 2**20),
         ),
+        max_running=settings.scheduler.max_num_seqs,
+        route=only_route(settings),
+        target=latency_target(settings),
     )
     return create_app(engine, tokenizer, front_end, SamplingDefaults(max_tokens=max_tokens, **defaults), log)
 

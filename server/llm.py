@@ -16,6 +16,7 @@ from distllm.engine.interface import ExecutorInfo
 from distllm.engine.sampling_params import SamplingParams
 from distllm.scheduler.client import EngineClient
 from distllm.scheduler.refusals import EngineUnavailable
+from distllm.scheduler.stats import EngineStats
 from distllm.server.batch_bar import BatchBar
 from distllm.server.config import InvalidSettings, Settings, fields
 from distllm.server.config_sources import load_settings
@@ -101,6 +102,11 @@ class LLM:
     def info(self) -> ExecutorInfo:
         """What the engine turned out to be: device, dtype, kernels, KV blocks, longest sequence."""
         return self._engine.info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's figures after its latest step."""
+        return self._engine.stats
 
     @property
     def default_params(self) -> SamplingParams:

@@ -10,14 +10,16 @@ logger = logging.getLogger("distllm.server")
 
 
 class LoadingBar:
-    """Follows Loading messages; call it with each, then close it."""
+    """Follows Loading messages; call it with each, then close it. One that is not `is_alone` leaves the terminal
+    to another."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_alone: bool = True) -> None:
+        self._has_bar = is_alone and sys.stderr.isatty()
         self._activity = ""
         self._bar = ProgressBar()
 
     def __call__(self, progress: Loading) -> None:
-        if sys.stderr.isatty():
+        if self._has_bar:
             self._bar.show(progress.activity, progress.fraction)
         elif progress.activity != self._activity:
             logger.info("%s", progress.activity)

@@ -13,7 +13,9 @@ from prometheus_client.registry import Collector
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.cluster_collector import ClusterCollector
 from distllm.server.engine_collector import EngineCollector
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
+from distllm.server.routing.forecast import Forecast
+from distllm.server.routing.route_metrics import RouteMetrics
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640,
@@ -34,11 +36,12 @@ _FINISH_REASONS = ("stop", "length", "abort", "error")
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: EngineView, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
         self._registry.register(EngineCollector(engine, model_name))
         self._registry.register(ClusterCollector(engine))
+        self.routes = RouteMetrics(self._registry)
         self.ttft_s = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS)
         self.itl_s = self._histogram(
             "vllm:inter_token_latency_seconds", "Between tokens of a sequence.", _TOKEN_BUCKETS
@@ -84,9 +87,11 @@ class Metrics:
         return generate_latest(self._registry)
 
     @contextlib.contextmanager
-    def observe(self, num_prompt_tokens: int, num_sequences: int) -> "Iterator[RequestObserver]":
-        """Measure one engine request from now until the block is left."""
-        observer = RequestObserver(self, num_prompt_tokens, num_sequences)
+    def observe(
+        self, num_prompt_tokens: int, num_sequences: int, forecast: Forecast
+    ) -> "Iterator[RequestObserver]":
+        """Measure one engine request from now until the block is left, beside what was predicted of it."""
+        observer = RequestObserver(self, num_prompt_tokens, num_sequences, forecast)
         try:
             yield observer
         finally:
@@ -108,8 +113,9 @@ class Metrics:
 class RequestObserver:
     """Times one engine request. A sequence that never finished counts as aborted when it is closed."""
 
-    def __init__(self, metrics: Metrics, num_prompt_tokens: int, num_sequences: int) -> None:
+    def __init__(self, metrics: Metrics, num_prompt_tokens: int, num_sequences: int, forecast: Forecast) -> None:
         self._metrics = metrics
+        self._forecast = forecast
         self._num_prompt_tokens = num_prompt_tokens
         self._begun = time.perf_counter()
         self._first_at: dict[int, float] = {}
@@ -139,7 +145,9 @@ class RequestObserver:
         self._metrics.success[reason].inc()
         self._metrics.generation_length.observe(num_tokens)
         if num_tokens > 1:
-            self._metrics.tpot_s.observe((self._last_at[index] - self._first_at[index]) / (num_tokens - 1))
+            tpot_s = (self._last_at[index] - self._first_at[index]) / (num_tokens - 1)
+            self._metrics.tpot_s.observe(tpot_s)
+            self._metrics.routes.note_tpot(self._forecast, tpot_s)
 
     def close(self) -> None:
         for index in list(self._num_tokens):
@@ -151,5 +159,6 @@ class RequestObserver:
         self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
         self._metrics.prompt_length.observe(self._num_prompt_tokens)
         self._metrics.ttft_s.observe(now - self._begun)
+        self._metrics.routes.note_ttft(self._forecast, now - self._begun)
         if output.queue_s is not None:
             self._metrics.queue_s.observe(output.queue_s)

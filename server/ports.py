@@ -30,6 +30,39 @@ class OutputStream(Protocol):
     def abort_sequence(self, index: int) -> None: ...
 
 
+class EngineView(Protocol):
+    """What is known of an engine, or of several as one. `info` and `wait_ready` raise EngineUnavailable.
+
+    `failure` says why no requests are run, None where they are.
+    """
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def loading(self) -> Loading | None: ...
+
+    @property
+    def num_restarts(self) -> int: ...
+
+    @property
+    def cluster(self) -> Latest[ClusterSnapshot | None]: ...
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def failure(self) -> str | None: ...
+
+    @property
+    def info(self) -> ExecutorInfo: ...
+
+    @property
+    def seconds_since_progress(self) -> float: ...
+
+    async def wait_ready(self) -> None: ...
+
+
 class RequestRunner(Protocol):
     """What a generation asks of an engine. `submit` raises QueueFull, EngineDraining or EngineUnavailable."""
 
@@ -39,18 +72,5 @@ class RequestRunner(Protocol):
     def submit(self, request: EngineRequest) -> OutputStream: ...
 
 
-class Engine(RequestRunner, Protocol):
-    """Runs requests. `info` and `wait_ready` raise EngineUnavailable."""
-
-    stats: EngineStats
-    loading: Loading | None
-    num_restarts: int
-    cluster: Latest[ClusterSnapshot | None]
-
-    @property
-    def info(self) -> ExecutorInfo: ...
-
-    @property
-    def seconds_since_progress(self) -> float: ...
-
-    async def wait_ready(self) -> None: ...
+class Engine(EngineView, RequestRunner, Protocol):
+    """Runs requests."""

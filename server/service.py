@@ -6,24 +6,29 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from distllm.engine.interface import ExecutorInfo
 from distllm.server.answer_head import AnswerHead
 from distllm.server.errors import InvalidRequest, ModelNotFound
 from distllm.server.generation import Generation, choose_seeds
 from distllm.server.generation_plan import GenerationPlan, Limits, prompt_too_long
 from distllm.server.metrics import Metrics
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 from distllm.server.protocol.chat import ChatPrompt
 from distllm.server.protocol.sampling import SamplingFields
 from distllm.server.resuming.kept_streams import KeptStreams
+from distllm.server.routing.probing import Prober
+from distllm.server.routing.router import Router, Routing
 from distllm.server.settings import FrontEndSettings, SamplingDefaults
 from distllm.server.tokenizer import TextTooLong, Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One served model."""
+    """One served model: `engine` is what runs it, as a whole, and `router` knows every way into it."""
 
-    engine: Engine
+    engine: EngineView
+    router: Router
+    prober: Prober
     tokenizer: Tokenizer
     settings: FrontEndSettings
     defaults: SamplingDefaults
@@ -36,10 +41,8 @@ class Service:
         """Raises EngineUnavailable before the model is loaded."""
         return Limits.of(self.engine.info)
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, info: ExecutorInfo) -> str:
         """OpenAI's system_fingerprint: equal where model and numerics are, so that equal seeds give equal text."""
-        info = self.engine.info
         text = f"{self.settings.model_names[0]} {info.model_type} {info.dtype} {info.numerics}"
         return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -76,14 +79,25 @@ class Service:
             assert max_tokens is not None
             raise prompt_too_long(max_tokens, f"at least {error.least_tokens}", "messages") from None
 
-    def answer_head(self, asked: SamplingFields) -> AnswerHead:
+    def answer_head(self, asked: SamplingFields, routing: Routing) -> AnswerHead:
         """What the objects of an answer begun now have in common. Raises EngineUnavailable."""
-        return AnswerHead(asked.model, int(time.time()), self.fingerprint, asked.include_usage)
+        return AnswerHead(asked.model, int(time.time()), self.fingerprint(routing.route.info), asked.include_usage)
 
-    def generation(self, plan: GenerationPlan, request_id: str) -> Generation:
+    def choose_route(self, plan: GenerationPlan, asked: str | None) -> Routing:
+        """Where a generation goes; `asked` is the route that its client wants. Raises what Router.choose raises."""
+        routing = self.router.choose(plan, asked)
+        self.metrics.routes.count(routing.forecast)
+        for other in self.router.routes:
+            if other is not routing.route:
+                self.prober.refresh(other)
+        return routing
+
+    def generation(self, plan: GenerationPlan, request_id: str, routing: Routing) -> Generation:
         """A generation that begins now, not yet started."""
         seeds = choose_seeds(plan)
-        return Generation(self.engine, self.tokenizer, self.metrics, plan, request_id, seeds, time.time())
+        return Generation(
+            routing, routing.forecast, self.tokenizer, self.metrics, plan, request_id, seeds, time.time()
+        )
 
 
 def service_of(request: Request) -> Service:

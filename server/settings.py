@@ -1,6 +1,8 @@
 """What the HTTP front end needs to know beside its engine and its tokenizer: frozen values, resolved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from distllm.engine.pipeline.placement.routing import LatencyTarget, Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class FrontEndSettings:
     No `api_keys` means that no key is asked for. `keep_alive_s` is the silence after which a stream carries a
     comment, 0 for none. `stall_s` is how long work may wait without a finished step before /health says so.
     `max_choices` bounds prompts x max(n, best_of) of one request, `max_live` the sequences of all: the engine takes
-    a prompt while fewer are live.
+    a prompt while fewer are live, and runs `max_running` of them at once. `route` is the name of a single engine in
+    answers, `target` what requests are told to be predicted to meet.
     """
 
     model_names: tuple[str, ...]
@@ -36,6 +39,9 @@ class FrontEndSettings:
     max_body_bytes: int = 16 * 1024 * 1024
     max_choices: int = 1024
     max_live: int = 576
+    max_running: int = 64
+    route: Route = "local"
+    target: LatencyTarget = field(default_factory=LatencyTarget)
     keep_alive_s: float = 15.0
     stall_s: float = 60.0
     resuming: ResumeSettings = ResumeSettings()
@@ -43,8 +49,8 @@ class FrontEndSettings:
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
             raise ValueError("model_names must hold at least one name, and no empty one")
-        if min(self.max_body_bytes, self.max_choices, self.max_live) < 1:
-            raise ValueError("max_body_bytes, max_choices and max_live must be at least 1")
+        if min(self.max_body_bytes, self.max_choices, self.max_live, self.max_running) < 1:
+            raise ValueError("max_body_bytes, max_choices, max_live and max_running must be at least 1")
         if self.keep_alive_s < 0 or self.stall_s <= 0:
             raise ValueError("keep_alive_s must be at least 0 and stall_s above 0")
 

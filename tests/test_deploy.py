@@ -89,7 +89,7 @@ def exposed() -> set[str]:
     text = exposition()
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE):
-        suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}.get(kind, ("",))
         names |= {name + suffix for suffix in suffixes}
     return names
 

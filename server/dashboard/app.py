@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.scheduler.messages import Loading
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 
 _PAGE = Path(__file__).parent / "page"
 _FILES = {"/": "cluster.html", "/cluster.css": "cluster.css", "/cluster.js": "cluster.js"}
@@ -42,7 +42,7 @@ class DashboardReport(msgspec.Struct, frozen=True):
     cluster: ClusterSnapshot | None
 
 
-def create_dashboard(engine: Engine, hosts: Sequence[str]) -> Starlette:
+def create_dashboard(engine: EngineView, hosts: Sequence[str]) -> Starlette:
     """`hosts` are the names under which browsers may ask for it, ["*"] for any.
 
     A page of another site whose name is made to lead here is so kept from reading it.
@@ -58,7 +58,7 @@ def create_dashboard(engine: Engine, hosts: Sequence[str]) -> Starlette:
     )
 
 
-async def reports(engine: Engine) -> AsyncIterator[bytes]:
+async def reports(engine: EngineView) -> AsyncIterator[bytes]:
     """Server-sent events, one at once and one for every snapshot of the cluster, until the engine is stopped."""
     async for cluster in engine.cluster.follow():
         report = DashboardReport(engine.state, engine.loading, msgspec.structs.asdict(engine.stats), cluster)

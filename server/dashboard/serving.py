@@ -13,7 +13,7 @@ from distllm.server.cluster_config import CoordinatorSection, is_loopback, load_
 from distllm.server.config import ClusterSection
 from distllm.server.dashboard.app import create_dashboard
 from distllm.server.listening import CannotServe, listen, url_of
-from distllm.server.ports import Engine
+from distllm.server.ports import EngineView
 
 logger = logging.getLogger("distllm.server")
 
@@ -22,7 +22,7 @@ _MAX_CONNECTIONS = 100
 
 
 @contextlib.asynccontextmanager
-async def show_cluster(cluster: ClusterSection, engine: Engine) -> AsyncIterator[None]:
+async def show_cluster(cluster: ClusterSection, engine: EngineView) -> AsyncIterator[None]:
     """Have the page where this server is a coordinator, until the block is left. A port that is taken is no reason
     not to serve. Raises InvalidSettings.
     """
@@ -53,7 +53,7 @@ def page_names(host: str) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def serve_page(engine: Engine, hosts: list[str], listener: socket.socket) -> AsyncIterator[None]:
+async def serve_page(engine: EngineView, hosts: list[str], listener: socket.socket) -> AsyncIterator[None]:
     """Serve on an open socket until the block is left. Streams have ended by then if the engine was stopped."""
     config = uvicorn.Config(
         create_dashboard(engine, hosts),

@@ -17,6 +17,7 @@ from distllm.server.handlers.openapi import describe
 from distllm.server.handlers.streams import begin_resumable, resume
 from distllm.server.protocol.chat import ChatCompletionRequest
 from distllm.server.protocol.validation import validate
+from distllm.server.routing.router import ROUTE_HEADER
 from distllm.server.service import Service, service_of
 from distllm.server.streaming import EventStream, frames
 
@@ -33,16 +34,23 @@ async def create_chat_completion(request: Request) -> Response:
     asked.check()
     service.check_model(asked.model)
     plan = await plan_chat(service, asked)
-    if asked.stream and (resumable := await begin_resumable(request, "chat", plan, asked)):
+    routing = service.choose_route(plan, request.headers.get(ROUTE_HEADER))
+    plan = plan.within(routing.route.max_len())
+    if asked.stream and (resumable := await begin_resumable(request, "chat", plan, asked, routing)):
         return resumable
-    generation = service.generation(plan, new_request_id("chat"))
-    chunks = ChatChunks(generation, service.tokenizer, service.answer_head(asked))
+    generation = service.generation(plan, new_request_id("chat"), routing)
+    chunks = ChatChunks(generation, service.tokenizer, service.answer_head(asked, routing))
     await generation.start()
     if asked.stream:
-        return EventStream(frames(generation, chunks), generation, service.settings.keep_alive_s)
+        return EventStream(
+            frames(generation, chunks),
+            generation,
+            service.settings.keep_alive_s,
+            headers=generation.forecast.headers,
+        )
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
-    return json_response(chunks.whole(choices))
+    return json_response(chunks.whole(choices), headers=generation.forecast.headers)
 
 
 async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:

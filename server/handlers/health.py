@@ -14,10 +14,20 @@ from distllm.server.service import Service, service_of
 router = APIRouter(route_class=DirectRoute)
 
 
+class RouteHealth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`unavailable` says why it makes no progress at present; `loading` how far it has come."""
+
+    route: str
+    status: str
+    unavailable: str | None = None
+    loading: Loading | None = None
+    engine_restarts: int | None = None
+
+
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     """`status` is the engine's state, "stalled" when work waits without a step, or "waiting" for machines.
 
-    `error` comes with a 503.
+    `routes` says what is missing of each, where there are several; `error` comes with a 503.
     """
 
     status: str
@@ -25,6 +35,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     loading: Loading | None = None
     engine_restarts: int | None = None
     engine: dict[str, float] | None = None
+    routes: list[RouteHealth] | None = None
     error: Error | None = None
 
 
@@ -55,22 +66,29 @@ async def health(request: Request) -> Response:
         engine.loading,
         engine.num_restarts,
         _figures(engine.stats),
+        _routes(service),
     )
     return _response(service, report, is_well=report.status == "ready")
 
 
 def _status(service: Service) -> str:
-    if service.engine.state == "ready" and _waiting(service) is not None:
+    if service.engine.state == "ready" and service.router.waiting is not None:
         return "waiting"
     if service.engine.state == "ready" and service.engine.seconds_since_progress > service.settings.stall_s:
         return "stalled"
     return service.engine.state
 
 
-def _waiting(service: Service) -> str | None:
-    """Why the cluster cannot serve at present. Requests that come meanwhile wait."""
-    cluster = service.engine.cluster.value
-    return None if cluster is None else cluster.waiting
+def _routes(service: Service) -> list[RouteHealth] | None:
+    routes = service.router.routes
+    if len(routes) == 1:
+        return None
+    return [
+        RouteHealth(
+            route.name, route.state, route.unavailable, route.engine.loading, route.engine.num_restarts or None
+        )
+        for route in routes
+    ]
 
 
 def _figures(stats: EngineStats) -> dict[str, float]:
@@ -80,7 +98,8 @@ def _figures(stats: EngineStats) -> dict[str, float]:
 def _response(service: Service, report: Health, is_well: bool) -> Response:
     if is_well:
         return json_response(report)
-    reason = f": {_waiting(service)}" if report.status == "waiting" else ""
+    waiting = service.router.waiting
+    reason = f": {waiting}" if report.status == "waiting" or (waiting and len(service.router.routes) > 1) else ""
     error = Error(f"the server is {report.status}{reason}", "service_unavailable_error", None, report.status)
     response = json_response(msgspec.structs.replace(report, error=error), 503)
     response.headers["Retry-After"] = str(round(RETRY_UNAVAILABLE_S))

@@ -1,6 +1,7 @@
 """Streams that outlast their connections: GET and DELETE /v1/streams/{request id}, and the headers of a POST."""
 
 import time
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,6 +15,7 @@ from distllm.server.protocol.sampling import SamplingFields
 from distllm.server.resuming.event_id import HEADER, EventId
 from distllm.server.resuming.kept_stream import KeptStream
 from distllm.server.resuming.stream_head import ServedModel, StreamHead
+from distllm.server.routing.router import Routing
 from distllm.server.service import service_of
 from distllm.server.streaming import KEEP_ALIVE_AMONG_IDS, EventStream
 
@@ -23,6 +25,7 @@ _ASKING_HEADER = "x-resumable"
 _ID_HEADER = "x-stream-id"
 """Tells a client that its stream can be resumed, and where, before the first event does."""
 _ANSWERS = {"true": True, "false": False}
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 @router.get("/v1/streams/{request_id}")
@@ -58,30 +61,34 @@ def resume(request: Request) -> Response | None:
 
 
 async def begin_resumable(
-    request: Request, endpoint: Endpoint, plan: GenerationPlan, asked: SamplingFields
+    request: Request, endpoint: Endpoint, plan: GenerationPlan, asked: SamplingFields, routing: Routing
 ) -> Response | None:
-    """A stream that can be resumed; None where that is not wanted, or there is no room for one more."""
+    """A stream that can be resumed, on its route; None where it is not wanted, or there is no room for one more."""
     service = service_of(request)
     settings = service.settings.resuming
     if not _is_asked_for(request, settings.are_all_resumable) or settings.grace_s == 0:
         return None
-    info = service.engine.info
+    info = routing.route.info
     head = StreamHead(
         request_id=new_request_id(endpoint),
         endpoint=endpoint,
         owner=_owner(request),
         plan=plan,
-        answer=service.answer_head(asked),
+        answer=service.answer_head(asked, routing),
         seeds=choose_seeds(plan),
         arrival_s=time.time(),
         served=ServedModel.of(service.settings.model_names[0], info),
         numerics=info.numerics,
+        route=routing.route.name,
+        is_pinned=routing.is_pinned,
     )
-    stream = await service.streams.begin(head)
-    return None if stream is None else _events(request, stream, None)
+    stream = await service.streams.begin(head, routing)
+    return None if stream is None else _events(request, stream, None, routing.forecast.headers)
 
 
-def _events(request: Request, stream: KeptStream, after: EventId | None) -> Response:
+def _events(
+    request: Request, stream: KeptStream, after: EventId | None, headers: Mapping[str, str] = _NO_HEADERS
+) -> Response:
     service = service_of(request)
     counts = (0,) * stream.head.num_choices if after is None else after.counts
     if stream.is_read_whole(counts):
@@ -94,7 +101,7 @@ def _events(request: Request, stream: KeptStream, after: EventId | None) -> Resp
         reader,
         service.settings.keep_alive_s,
         keep_alive=KEEP_ALIVE_AMONG_IDS,
-        headers={_ID_HEADER: stream.head.request_id},
+        headers={_ID_HEADER: stream.head.request_id, **headers},
     )
 
 

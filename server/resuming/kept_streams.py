@@ -13,17 +13,20 @@ import msgspec
 
 from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.answer_head import AnswerHead, Endpoint
-from distllm.server.errors import CutByShutdown, GenerationFailed, StreamNotFound
+from distllm.server.errors import CutByShutdown, StreamNotFound
 from distllm.server.generation import Generation
 from distllm.server.handlers.chat_chunks import ChatChunks
 from distllm.server.handlers.completion_chunks import CompletionChunks
 from distllm.server.metrics import Metrics
-from distllm.server.ports import Engine, RequestRunner
+from distllm.server.ports import EngineView, RequestRunner
 from distllm.server.resuming.event_id import MAX_COUNTS
 from distllm.server.resuming.kept_stream import KeptStream
+from distllm.server.resuming.late_routing import LateRouting
 from distllm.server.resuming.recorded_stream import RecordingEngine, ReplayingEngine
-from distllm.server.resuming.stream_head import ServedModel, StreamHead
+from distllm.server.resuming.stream_head import StreamHead
 from distllm.server.resuming.stream_log import LoggedStream, StreamLog
+from distllm.server.routing.forecast import Forecast
+from distllm.server.routing.router import Router, Routing
 from distllm.server.settings import ResumeSettings
 from distllm.server.streaming import Chunks, events
 from distllm.server.tokenizer import Tokenizer
@@ -56,7 +59,8 @@ class KeptStreams:
     def __init__(
         self,
         settings: ResumeSettings,
-        engine: Engine,
+        engine: EngineView,
+        router: Router,
         tokenizer: Tokenizer,
         metrics: Metrics,
         model_name: str,
@@ -66,6 +70,7 @@ class KeptStreams:
         self.counts = Counts()
         self.num_bytes = 0
         self._engine = engine
+        self._router = router
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._model_name = model_name
@@ -98,7 +103,7 @@ class KeptStreams:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def begin(self, head: StreamHead) -> KeptStream | None:
+    async def begin(self, head: StreamHead, routing: Routing) -> KeptStream | None:
         """Start a stream that can be resumed; None where there is no room for one more.
 
         Raises what Generation.start raises.
@@ -107,7 +112,7 @@ class KeptStreams:
             self.counts.unkept += 1
             return None
         stream = self._keep(head)
-        generation = self._generation(head, RecordingEngine(self._engine, stream.record))
+        generation = self._generation(head, RecordingEngine(routing, stream.record), routing.forecast)
         try:
             await self._start(stream, generation)
         except BaseException:
@@ -152,22 +157,21 @@ class KeptStreams:
             return
         self.counts.restored += 1
         stream = self._keep(head, logged)
-        runner = ReplayingEngine(self._engine, stream.record, logged.outputs, partial(self._check_model, head))
-        generation = self._generation(head, runner)
+        late = LateRouting(self._engine, self._router, head, self._model_name)
+        runner = ReplayingEngine(late, stream.record, logged.outputs)
+        generation = self._generation(head, runner, Forecast(head.route, "restored", "it was sent there before"))
         self._tasks[stream] = asyncio.create_task(self._drive_again(stream, generation), name=head.request_id)
 
-    def _check_model(self, head: StreamHead) -> None:
-        """Raises GenerationFailed where tokens of before the restart mean nothing to the model of now."""
-        if ServedModel.of(self._model_name, self._engine.info) != head.served:
-            raise GenerationFailed("the server was started again with another model, which cannot go on with this")
-        if self._engine.info.numerics != head.numerics:
-            logger.warning(
-                "%s goes on in another order of sums; its tokens may differ by rounding", head.request_id
-            )
-
-    def _generation(self, head: StreamHead, runner: RequestRunner) -> Generation:
+    def _generation(self, head: StreamHead, runner: RequestRunner, forecast: Forecast) -> Generation:
         return Generation(
-            runner, self._tokenizer, self._metrics, head.plan, head.request_id, head.seeds, head.arrival_s
+            runner,
+            forecast,
+            self._tokenizer,
+            self._metrics,
+            head.plan,
+            head.request_id,
+            head.seeds,
+            head.arrival_s,
         )
 
     def _keep(self, head: StreamHead, logged: LoggedStream | None = None) -> KeptStream:

@@ -6,74 +6,76 @@ To the generation it looks like the engine.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from distllm.scheduler.client import EngineState
 from distllm.scheduler.live_request import LiveRequest
 from distllm.scheduler.messages import EngineRequest, SequenceOutput
 from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from distllm.server.errors import CutByShutdown
-from distllm.server.ports import Engine, OutputStream
+from distllm.server.ports import OutputStream, RequestRunner
 
 Record = Callable[[SequenceOutput], None]
+
+
+class LateRunner(RequestRunner, Protocol):
+    """A RequestRunner that may not be ready yet. `wait_ready` raises EngineUnavailable."""
+
+    async def wait_ready(self) -> None: ...
 
 
 class RecordingEngine:
     """Submits at once, and hands every output to `record` before anything is made of it."""
 
-    def __init__(self, engine: Engine, record: Record) -> None:
-        self._engine = engine
+    def __init__(self, runner: RequestRunner, record: Record) -> None:
+        self._runner = runner
         self._record = record
 
     @property
     def state(self) -> EngineState:
-        return self._engine.state
+        return self._runner.state
 
     def submit(self, request: EngineRequest) -> "RecordedStream":
-        return RecordedStream(self._engine, request, self._record, self._engine.submit(request))
+        return RecordedStream(self._runner, request, self._record, stream=self._runner.submit(request))
 
 
 class ReplayingEngine:
-    """First gives the outputs that are known, and submits what is unfinished once the engine is ready.
+    """First gives the outputs that are known, and submits what is unfinished once `runner` is ready."""
 
-    `check` is called then, and raises where the engine must not go on with it.
-    """
-
-    def __init__(
-        self, engine: Engine, record: Record, outputs: Iterable[SequenceOutput], check: Callable[[], None]
-    ) -> None:
-        self._engine = engine
+    def __init__(self, runner: LateRunner, record: Record, outputs: Iterable[SequenceOutput]) -> None:
+        self._runner = runner
         self._record = record
-        self._check = check
         self._outputs: dict[str, list[SequenceOutput]] = {}
         for output in outputs:
             self._outputs.setdefault(output.request_id, []).append(output)
 
     @property
     def state(self) -> EngineState:
-        return self._engine.state
+        return self._runner.state
 
     def submit(self, request: EngineRequest) -> "RecordedStream":
         outputs = self._outputs.pop(request.request_id, [])
-        return RecordedStream(self._engine, request, self._record, None, outputs, self._check)
+        return RecordedStream(self._runner, request, self._record, outputs, late=self._runner)
 
 
 class RecordedStream:
-    """The outputs of one engine request: the known ones, then those of `stream`, which is submitted where None."""
+    """The outputs of one request to `runner`: the known ones, then those of `stream`, or of what is submitted to
+    `late` once it is ready."""
 
     def __init__(
         self,
-        engine: Engine,
+        runner: RequestRunner,
         request: EngineRequest,
         record: Record,
-        stream: OutputStream | None,
         outputs: Sequence[SequenceOutput] = (),
-        check: Callable[[], None] = lambda: None,
+        *,
+        stream: OutputStream | None = None,
+        late: LateRunner | None = None,
     ) -> None:
-        self._engine = engine
+        self._runner = runner
         self._record = record
         self._stream = stream
-        self._check = check
+        self._late = late
         self._known = LiveRequest(request)
         for output in outputs:
             self._known.accept(output)
@@ -110,7 +112,7 @@ class RecordedStream:
     @property
     def is_engine_well(self) -> bool:
         """Whether a request that fails does so for a reason of its own, not because the server ends."""
-        return self._engine.state not in ("draining", "stopped")
+        return self._runner.state not in ("draining", "stopped")
 
     def abort_sequence(self, index: int) -> None:
         self._known.drop_sequence(index)
@@ -119,9 +121,9 @@ class RecordedStream:
 
     async def _resubmit(self) -> OutputStream:
         """Raises CutByShutdown where this server cannot go on with it and a later one can."""
+        assert self._late is not None
         try:
-            await self._engine.wait_ready()
-            self._check()
+            await self._late.wait_ready()
             stream = await self._submit_when_taken(self._known.resumption())
         except (EngineDraining, EngineUnavailable) as error:
             raise CutByShutdown(str(error)) from None
@@ -131,6 +133,6 @@ class RecordedStream:
     async def _submit_when_taken(self, request: EngineRequest) -> OutputStream:
         while True:
             try:
-                return self._engine.submit(request)
+                return self._runner.submit(request)
             except QueueFull as full:
                 await asyncio.sleep(full.retry_after_s)

@@ -3,6 +3,7 @@
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.server.answer_head import AnswerHead, Endpoint
 from distllm.server.generation_plan import GenerationPlan
 
@@ -21,7 +22,9 @@ class ServedModel(msgspec.Struct, frozen=True):
 
 
 class StreamHead(msgspec.Struct, frozen=True, kw_only=True):
-    """`owner` is the digest of the API key that began it, "" where none is asked for. `seeds` has one a prompt."""
+    """`owner` is the digest of the API key that began it, "" where none is asked for. `seeds` has one a prompt.
+
+    It was sent to `route`, which its client wants where it `is_pinned`."""
 
     request_id: str
     endpoint: Endpoint
@@ -32,6 +35,8 @@ class StreamHead(msgspec.Struct, frozen=True, kw_only=True):
     arrival_s: float
     served: ServedModel
     numerics: str
+    route: Route
+    is_pinned: bool
 
     @property
     def num_choices(self) -> int:

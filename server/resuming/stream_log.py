@@ -171,7 +171,7 @@ def _whole_records(content: bytes) -> Iterator[bytes]:
     while start <= len(content):
         length, checksum = _PREFIX.unpack_from(content, start - _PREFIX.size)
         record = content[start : start + length]
-        if len(record) < length or zlib.crc32(record) != checksum:
-            return
+        if not record or len(record) < length or zlib.crc32(record) != checksum:
+            return  # a power failure may leave zeros, which are the prefix of an empty record
         yield record
         start += length + _PREFIX.size

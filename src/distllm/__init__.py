@@ -12,6 +12,7 @@ from distllm import deepspeed
 if TYPE_CHECKING:
     from distllm.deepspeed import (
         Availability,
+        CoordinatorClient,
         DeepSpeedConfig,
         HybridInference,
         InferenceEngine,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "Availability",
+    "CoordinatorClient",
     "DeepSpeedConfig",
     "HybridInference",
     "InferenceEngine",

@@ -78,6 +78,19 @@ def test_a_completion_is_sent_and_read_under_the_wires_names(connect: Connect, s
     assert seen.headers["authorization"] == "Bearer secret"
 
 
+def test_a_dry_run_is_sent_as_its_completion_and_read(connect: Connect, server: "ScriptedServer") -> None:
+    prediction = {"meets_target": True, "queue_s": 0, "ttft_s": 0.5, "tpot_s": 0.1, "total_s": 2, "machine_s": 4}
+    there = {"route": "pipeline", "unavailable": None, "prediction": prediction, "num_machines": 2}
+    here = {"route": "local", "unavailable": "it is away", "prediction": None}
+    answer = {"route": "pipeline", "reason": "so", "prompt_tokens": 3, "max_tokens": 16, "routes": [here, there]}
+    server.answers(body(answer | {"a_field_of_the_future": {}}))
+    explanation = connect(server.url).explain_route("hello", max_tokens=16)
+    assert explanation.chosen is explanation.routes[1]
+    assert explanation.routes[1].prediction.tpot_s == 0.1
+    [seen] = server.seen
+    assert (seen.path, seen.body) == ("/v1/route/explain", {"model": "tiny", "prompt": "hello", "max_tokens": 16})
+
+
 def test_a_chat_answer_is_read(connect: Connect, server: "ScriptedServer") -> None:
     message = {"role": "assistant", "content": "four"}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]

@@ -77,7 +77,9 @@ def test_hybrid_inference_runs_here_with_or_without_deepspeed(tokenizer: Any) ->
     ("given", "words"),
     [
         ({}, "model is missing: give model, or model_id"),
-        ({"model_id": "x", "coordinator_client": object()}, "coordinator_client joins several machines"),
+        ({"model_id": "x", "coordinator_client": object()}, "coordinator_client must be a CoordinatorClient"),
+        ({"model_id": "x", "target_ttft_s": 0}, "target_ttft_s must be seconds above 0, or None"),
+        ({"model_id": "x", "target_tpot_s": "1"}, "target_tpot_s must be seconds above 0, or None"),
         (
             {"model_id": "x", "use_deepspeed": False, "tensor_parallel_size": 2},
             "tensor_parallel_size above 1 needs use_deepspeed=True",

@@ -320,6 +320,28 @@ async def test_an_engine_ends_when_its_front_end_closes_the_channel() -> None:
     await client.stop()
 
 
+async def test_requests_are_handed_over_with_the_tokens_that_they_have() -> None:
+    taken: list[EngineRequest] = []
+
+    def take_the_first(request: EngineRequest) -> bool:
+        taken.append(request)
+        return request.request_id == "r1"
+
+    async with ready_client() as client:
+        staying = asyncio.create_task(read(client, long_request(2)))
+        async with client.submit(long_request(1)) as stream:
+            tokens = list((await anext(stream)).token_ids)
+            client.hand_over(take_the_first)
+            async for output in stream:
+                assert output.finish_reason is None
+                tokens += output.token_ids
+        assert {request.request_id for request in taken} == {"r1", "r2"}
+        [start] = next(request for request in taken if request.request_id == "r1").sequences
+        assert start.output_ids == tokens == expected(long_request(1))[0][: len(tokens)]
+        assert await staying == expected(long_request(2))
+        await eventually(lambda: client.stats.num_running == 0)
+
+
 async def test_the_cluster_is_known_while_its_engine_lives() -> None:
     async with ready_client("clustered") as client:
         await eventually(lambda: client.cluster.value is not None)

@@ -63,6 +63,10 @@ class FakeEngine:
         )
 
     @property
+    def failure(self) -> str | None:
+        return None if self.state in ("ready", "draining") else f"the fake engine is {self.state}"
+
+    @property
     def info(self) -> ExecutorInfo:
         if self.state == "starting":
             raise EngineUnavailable("the model is still being loaded")

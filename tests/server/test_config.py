@@ -122,3 +122,16 @@ def test_how_to_offload_is_said_in_vain_without_offloading(flags: dict[str, str]
     with pytest.raises(InvalidSettings, match=rf"setting engine\.{name} says how to offload: give --offload"):
         load_settings(flags, None)
     assert load_settings({**flags, "offload": "disk"}, None).engine.offload == "disk"
+
+
+def test_hybrid_needs_a_coordinator(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"cluster.mode: hybrid needs peers as well: give --coordinator"):
+        load_settings({"mode": "hybrid"}, None, {})
+    settings = load_settings({"mode": "hybrid", "coordinator": tmp_path / "cluster.yaml"}, None, {})
+    assert (settings.routing.target_ttft_s, settings.routing.target_tpot_s) == (1.0, 0.1)
+
+
+@pytest.mark.parametrize("name", ["target_ttft_s", "target_tpot_s", "patience_s"])
+def test_times_that_cannot_be_are_refused(name: str) -> None:
+    with pytest.raises(InvalidSettings, match=name):
+        load_settings({name: "-1"}, None, {})

@@ -10,6 +10,7 @@ from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.metrics import Metrics
 from distllm.server.prompt_run import PromptRun
 from distllm.server.prompt_text import read_prompt_now
+from distllm.server.routing.forecast import Forecast
 from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 
@@ -27,7 +28,7 @@ def make_run(tokenizer: Tokenizer, prompt_ids: list[int]) -> PromptRun:
     choices = [Choice(index, plan, prompt, text, tokenizer) for index in range(2)]
     metrics = Metrics(FakeEngine(600), "tiny")
     stream: Any = NoStream()
-    with metrics.observe(len(prompt_ids), 2) as observer:
+    with metrics.observe(len(prompt_ids), 2, Forecast("local", "only", "it is alone")) as observer:
         return PromptRun(choices, stream, observer, plan, prompt)
 
 

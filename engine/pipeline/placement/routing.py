@@ -7,6 +7,8 @@ from typing import Literal
 from distllm.engine.duration import duration
 
 Route = Literal["local", "offload", "pipeline"]
+Why = Literal["cheapest", "fastest", "stays"]
+"""Of what meets the target the cheapest; the fastest where nothing does; the session's last, which is as good."""
 
 _HYSTERESIS = 0.2
 """A session's last route is left only for one that is better by more than this part."""
@@ -60,9 +62,15 @@ class RouteDecision:
     """`reason` is a sentence. `estimates` are of the routes that can be taken, `unavailable` says why of others."""
 
     route: Route
+    why: Why
     reason: str
     estimates: tuple[RouteEstimate, ...]
     unavailable: dict[Route, str]
+
+    @property
+    def estimate(self) -> RouteEstimate:
+        """Of the route that is taken."""
+        return next(estimate for estimate in self.estimates if estimate.route == self.route)
 
 
 def choose_route(
@@ -79,19 +87,23 @@ def choose_route(
     """
     unavailable = {state.route: state.unavailable for state in states if state.unavailable is not None}
     estimates = tuple(
-        _estimate(state, prompt_tokens, max_new_tokens, target) for state in states if state.unavailable is None
+        estimate_route(state, prompt_tokens, max_new_tokens, target)
+        for state in states
+        if state.unavailable is None
     )
     if not estimates:
         raise NoRoute("; ".join(f"{route}: {reason}" for route, reason in unavailable.items()) or "no routes")
-    best, reason = _best(estimates)
+    best, why, reason = _best(estimates)
     last = next((estimate for estimate in estimates if estimate.route == last_route), None)
     if last and last is not best and _is_good_enough(last, best, target):
         stays = f"The session stays on {last.route}, as {best.route} is not better by more than {_HYSTERESIS:.0%}"
-        return RouteDecision(last.route, f"{stays}: {_numbers(last)}.", estimates, unavailable)
-    return RouteDecision(best.route, reason, estimates, unavailable)
+        return RouteDecision(last.route, "stays", f"{stays}: {numbers(last)}.", estimates, unavailable)
+    return RouteDecision(best.route, why, reason, estimates, unavailable)
 
 
-def _estimate(state: RouteState, prompt_tokens: int, max_new_tokens: int, target: LatencyTarget) -> RouteEstimate:
+def estimate_route(
+    state: RouteState, prompt_tokens: int, max_new_tokens: int, target: LatencyTarget
+) -> RouteEstimate:
     """The last chunk's way through the model counts as one more token, with which the answer begins."""
     first_token_s = prompt_tokens / state.prefill_tokens_per_s + state.tpot_s
     busy_s = first_token_s + (max_new_tokens - 1) * state.tpot_s
@@ -113,14 +125,20 @@ def _estimate(state: RouteState, prompt_tokens: int, max_new_tokens: int, target
     )
 
 
-def _best(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, str]:
+def numbers(estimate: RouteEstimate) -> str:
+    """What is compared with the target, in words."""
+    return f"TTFT {duration(estimate.ttft_s)}, TPOT {duration(estimate.tpot_s)}"
+
+
+def _best(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, Why, str]:
     """With the reason for it."""
     meeting = [estimate for estimate in estimates if estimate.meets_target]
     if meeting:
         cheapest = min(meeting, key=lambda estimate: estimate.machine_s)
-        return cheapest, f"{cheapest.route} is the cheapest that meets the target: {_numbers(cheapest)}."
+        return cheapest, "cheapest", f"{cheapest.route} is the cheapest that meets the target: {numbers(cheapest)}."
     fastest = min(estimates, key=lambda estimate: estimate.total_s)
-    return fastest, f"No route meets the target, and {fastest.route} is the fastest: {_numbers(fastest)}."
+    reason = f"No route meets the target, and {fastest.route} is the fastest: {numbers(fastest)}."
+    return fastest, "fastest", reason
 
 
 def _is_good_enough(last: RouteEstimate, best: RouteEstimate, target: LatencyTarget) -> bool:
@@ -135,7 +153,3 @@ def _meets(ttft_s: float, tpot_s: float, target: LatencyTarget, laxer_by: float 
         return most is None or seconds <= (1 + laxer_by) * most
 
     return is_within(ttft_s, target.ttft_s) and is_within(tpot_s, target.tpot_s)
-
-
-def _numbers(estimate: RouteEstimate) -> str:
-    return f"TTFT {duration(estimate.ttft_s)}, TPOT {duration(estimate.tpot_s)}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distllm.deepspeed.availability import Availability, is_deepspeed_available
     from distllm.deepspeed.config import DeepSpeedConfig
+    from distllm.deepspeed.coordinator_client import CoordinatorClient
     from distllm.deepspeed.engine import InferenceEngine
     from distllm.deepspeed.entry import init_inference, optimize_with_deepspeed
     from distllm.deepspeed.hybrid_inference import HybridInference
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Availability": "deepspeed.availability",
+    "CoordinatorClient": "deepspeed.coordinator_client",
     "DeepSpeedConfig": "deepspeed.config",
     "HybridInference": "deepspeed.hybrid_inference",
     "InferenceEngine": "deepspeed.engine",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "Availability",
+    "CoordinatorClient",
     "DeepSpeedConfig",
     "HybridInference",
     "InferenceEngine",

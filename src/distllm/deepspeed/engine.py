@@ -10,7 +10,7 @@ from distllm.deepspeed.availability import is_deepspeed_available
 from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.refusal import InvalidOption
 from distllm.deepspeed.starting import start_llm
-from distllm.deepspeed.text_generator import TextGenerator
+from distllm.deepspeed.text_generator import EngineGenerator
 from distllm.engine.hub import resolve
 from distllm.engine.interface import ExecutorInfo
 from distllm.server.llm import LLM
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distllm.deepspeed")
 
 
-class InferenceEngine(TextGenerator):
+class InferenceEngine(EngineGenerator):
     """A model that runs on `config.tensor_parallel_size` ranks. Close it, or use it as a context manager.
 
     What is not closed is closed at exit; a process that is killed leaves nothing behind either. `module` is the

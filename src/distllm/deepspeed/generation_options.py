@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
+from distllm.clients.options import CompletionOptions
 from distllm.deepspeed.refusal import InvalidOption, near_matches
 from distllm.engine.sampling_params import InvalidParameter, SamplingParams
 from distllm.server.protocol.fields import MAX_STOP_STRINGS
@@ -70,6 +71,17 @@ def sampling_params(options: Mapping[str, Any], recommended: SamplingParams) -> 
         return replace(recommended, **changes)
     except InvalidParameter as error:
         raise InvalidOption(in_our_names(error.field), in_our_names(error.remedy)) from None
+
+
+def completion_options(options: Mapping[str, Any]) -> CompletionOptions:
+    """The same as fields of a completion; what is left out is left to the server. Raises InvalidOption."""
+    params = sampling_params(options, SamplingParams(max_tokens=None))
+    given = [name for name in (*_SAMPLED, "repetition_penalty", "seed") if options.get(name) is not None]
+    if params.is_greedy:
+        given = ["temperature", *(name for name in given if name not in _SAMPLED)]
+    fields: dict[str, Any] = {name: getattr(params, name) for name in ("max_tokens", *given)}
+    fields |= {"min_tokens": params.min_tokens or None, "stop": list(stop_strings(options)) or None}
+    return cast(CompletionOptions, {name: value for name, value in fields.items() if value is not None})
 
 
 def stop_strings(options: Mapping[str, Any]) -> tuple[str, ...]:

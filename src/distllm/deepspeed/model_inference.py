@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from distllm.deepspeed.config import DeepSpeedConfig
 from distllm.deepspeed.engine import InferenceEngine
-from distllm.deepspeed.text_generator import TextGenerator
+from distllm.deepspeed.text_generator import EngineGenerator
 from distllm.engine.hub import resolve
 from distllm.server.llm import LLM
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class ModelInference(TextGenerator):
+class ModelInference(EngineGenerator):
     """The model of `model_id`: a checkpoint directory, or a name in the local Hugging Face cache.
 
     `model` and `tokenizer` are transformers' own, loaded when they are first asked for. `generate` and `stream` run

@@ -150,6 +150,15 @@ async def test_what_follows_a_damaged_record_is_made_again(byte_level: Tokenizer
         assert read_events(await follow(client, whole.events[1].id)) == whole.events[2:]
 
 
+async def test_zeros_that_a_power_failure_left_are_cut_off(byte_level: Tokenizer, tmp_path: Path) -> None:
+    whole = await kept(byte_level, tmp_path)
+    size = whole.file.stat().st_size
+    os.truncate(whole.file, size - 200)
+    os.truncate(whole.file, size + 4000)
+    async with serving(byte_level, tmp_path) as (client, _):
+        assert read_events(await follow(client, whole.events[1].id)) == whole.events[2:]
+
+
 async def test_a_full_disk_is_told_once_and_changes_no_stream(
     byte_level: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +300,20 @@ async def test_another_order_of_sums_is_told(
     async with serving(byte_level, tmp_path, engine) as (client, _):
         assert read_events(await follow(client, whole.events[0].id)) == whole.events[1:]
     assert "may differ by rounding" in caplog.text
+
+
+async def test_a_route_that_the_next_server_has_not_is_no_hindrance(byte_level: Tokenizer, tmp_path: Path) -> None:
+    """Begun on the pipeline that its client wanted, by a server that had one."""
+    over_peers = replace(FRONT_END, route="pipeline")
+    async with serving(byte_level, tmp_path, front_end=over_peers) as (client, _):
+        body = {"model": "tiny", "max_tokens": 12, "stream": True, "prompt": "the fox"}
+        response = await client.post("/v1/completions", json=body, headers=RESUMABLE | {"x-route": "pipeline"})
+        assert response.headers["x-route"] == "pipeline"
+        events = read_events(response)
+    (file,) = (tmp_path / "streams").iterdir()
+    os.truncate(file, file.stat().st_size - 200)
+    async with serving(byte_level, tmp_path) as (client, _):
+        assert read_events(await follow(client, events[0].id)) == events[1:]
 
 
 async def test_an_engine_that_cannot_start_leaves_the_streams_to_the_next(

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from distllm.engine.pipeline.placement.routing import LatencyTarget, NoRoute, RouteState, choose_route
+from distllm.engine.pipeline.placement.routing import LatencyTarget, NoRoute, Route, RouteState, choose_route
 
 LOCAL = RouteState("local", prefill_tokens_per_s=1000, tpot_s=0.05, queue_s=0.0)
 OFFLOAD = RouteState("offload", prefill_tokens_per_s=500, tpot_s=0.5, queue_s=0.0)
@@ -93,3 +95,57 @@ def test_among_routes_that_miss_the_target_a_session_stays_unless_one_is_a_fifth
 def test_a_last_route_that_cannot_be_taken_any_more_is_left() -> None:
     gone = replace(PIPELINE, unavailable="a peer was lost")
     assert choose_route((LOCAL, gone), 10, 10, LatencyTarget(), last_route="pipeline").route == "local"
+
+
+def states_of(routes: tuple[Route, ...]) -> st.SearchStrategy[list[RouteState]]:
+    seconds = st.floats(1e-4, 1e2)
+    each = [
+        st.builds(
+            RouteState,
+            route=st.just(route),
+            prefill_tokens_per_s=st.floats(1.0, 1e6),
+            tpot_s=seconds,
+            queue_s=st.floats(0.0, 1e2),
+            num_machines=st.integers(1, 8),
+            unavailable=st.none() | st.just("it is away"),
+        )
+        for route in routes
+    ]
+    return st.tuples(*each).map(list)
+
+
+ROUTES: tuple[Route, ...] = ("local", "offload", "pipeline")
+STATES = states_of(ROUTES)
+TARGETS = st.builds(LatencyTarget, st.none() | st.floats(1e-3, 1e2), st.none() | st.floats(1e-3, 1e1))
+TOKENS = st.integers(1, 4096)
+
+
+@given(STATES, TOKENS, TOKENS, TARGETS, st.sampled_from([None, *ROUTES]))
+def test_a_choice_is_never_away_nor_beaten_by_a_fifth_on_what_it_is_chosen_for(
+    states: list[RouteState], num_prompt: int, num_new: int, target: LatencyTarget, last: Route | None
+) -> None:
+    away = {state.route for state in states if state.unavailable is not None}
+    if len(away) == len(states):
+        with pytest.raises(NoRoute):
+            choose_route(states, num_prompt, num_new, target, last)
+        return
+    decision = choose_route(states, num_prompt, num_new, target, last)
+    assert decision.route not in away
+    assert {estimate.route for estimate in decision.estimates} | decision.unavailable.keys() == set(ROUTES)
+    chosen, slack = decision.estimate, 1.2 if decision.why == "stays" else 1.0
+    meeting = [estimate for estimate in decision.estimates if estimate.meets_target]
+    if meeting:
+        assert chosen.machine_s <= slack * min(estimate.machine_s for estimate in meeting)
+        assert chosen.meets_target or decision.why == "stays"
+    else:
+        assert chosen.total_s <= slack * min(estimate.total_s for estimate in decision.estimates)
+    assert decision.why != "stays" or decision.route == last
+
+
+@given(STATES, TOKENS, TOKENS, TARGETS)
+def test_a_session_that_nothing_changes_for_stays(
+    states: list[RouteState], num_prompt: int, num_new: int, target: LatencyTarget
+) -> None:
+    assume(any(state.unavailable is None for state in states))
+    first = choose_route(states, num_prompt, num_new, target).route
+    assert choose_route(states, num_prompt, num_new, target, first).route == first
