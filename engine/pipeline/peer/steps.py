@@ -108,11 +108,14 @@ class StepRunner:
         return Received(epoch=header.epoch, number=header.number, status=status)
 
     def _offer(self, sender: str | None, header: StepHeader, tensors: tuple[Tensor, ...]) -> Status:
+        is_first_stage = False
         if self._epoch is not None and header.epoch == self.epoch:
             fence = self._epoch.fence
+            is_first_stage = fence.number == 0
             if sender != fence.predecessor or header.codec not in ("none", fence.codec_in):
                 return Status.REFUSED
-        verdict = self._ledger.offer(header.epoch, header.number, (header, tensors))
+        item = header, tensors
+        verdict = self._ledger.offer(header.epoch, header.number, item, is_repeated=not is_first_stage)
         if verdict is Verdict.ACCEPTED:
             self._arrived.set()
         return _STATUS[verdict]

@@ -22,7 +22,10 @@ class Verdict(Enum):
 
 
 class StageLedger(Generic[Item]):
-    """Takes steps in any order, gives them out in theirs. `max_held` bounds those that wait for their turn."""
+    """Takes steps in any order, gives them out in theirs.
+
+    `max_held` bounds those that wait for their turn, if they come from a sender that repeats what is not accepted.
+    """
 
     def __init__(self, max_held: int = 256) -> None:
         self.epoch = -1
@@ -38,13 +41,13 @@ class StageLedger(Generic[Item]):
         self._held.clear()
         return True
 
-    def offer(self, epoch: int, number: int, item: Item) -> Verdict:
-        """Take a step that has come."""
+    def offer(self, epoch: int, number: int, item: Item, *, is_repeated: bool = True) -> Verdict:
+        """Take a step that has come. The coordinator's own come once, however many are needed for a rebuild."""
         if epoch != self.epoch:
             return Verdict.STALE if epoch < self.epoch else Verdict.NOT_YET
         if number < self.length or number in self._held:
             return Verdict.KNOWN
-        if number >= self.length + self._max_held:
+        if is_repeated and number >= self.length + self._max_held:
             return Verdict.FULL
         self._held[number] = item
         return Verdict.ACCEPTED
