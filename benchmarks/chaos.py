@@ -20,8 +20,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.cluster import ONE_NUMERICS, Cluster, ClusterFailed, PeerProcess, running_cluster
-from benchmarks.faults import FAULTS, NOT_SUPPORTED, Fault, Phase
+from benchmarks.cluster import ONE_NUMERICS, Cluster, ClusterFailed, PeerProcess, free_port, running_cluster
+from benchmarks.faults import FAULTS, Fault, Phase
 from benchmarks.servers import OURS, running
 from benchmarks.watched_streams import UNHARMED, Ask, Damage, Load, damage_of, run_streams
 
@@ -80,7 +80,7 @@ class Chaos:
         """Bring a fault upon streams in a phase. Raises ClusterFailed."""
         await asyncio.to_thread(self.settle)
         asks = self._asks(phase)
-        load = Load(self._cluster.base_url, asks, MODEL)
+        load = Load(self._cluster.base_url, asks, MODEL, _TIMEOUT_S if fault.ends_server else 0.0)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 victim = await self._reach(phase, load)
@@ -166,8 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in FAULTS:
         if options.faults is None or fault.name in options.faults:
             scores += _scores(fault, options)
-    for what in NOT_SUPPORTED:
-        print(f"not supported yet: {what}")
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / "chaos.json"
     file.write_text(json.dumps([asdict(score) for score in scores], indent=1), encoding="utf-8")
@@ -184,7 +182,11 @@ def _scores(fault: Fault, options: argparse.Namespace) -> list[Score]:
         arguments = ["--max-num-batched-tokens", _MAX_STEP_TOKENS, *ONE_NUMERICS]
         plain = stack.enter_context(running(OURS, "", directory / "plain.log", arguments))
         cluster = stack.enter_context(
-            running_cluster(directory / "cluster", num_stages=_NUM_STAGES, arguments=arguments)
+            running_cluster(
+                directory / "cluster",
+                num_stages=_NUM_STAGES,
+                arguments=[*arguments, "--port", str(free_port())],  # where it is again when it has been killed
+            )
         )
         chaos = Chaos(cluster, plain.base_url, options.num_streams)
         for phase in fault.phases:

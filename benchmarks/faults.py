@@ -27,12 +27,16 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`befall` gets the cluster and the victim; the fault is mended `hold_s` later."""
+    """`befall` gets the cluster and the victim; the fault is mended `hold_s` later.
+
+    Where it `ends_server`, clients connect again, and resume their streams.
+    """
 
     name: str
     befall: Callable[[Cluster, PeerProcess], AbstractContextManager[None]]
     hold_s: float = 0.0
     phases: tuple[Phase, ...] = tuple(Phase)
+    ends_server: bool = False
 
 
 @contextmanager
@@ -127,6 +131,15 @@ def unacknowledged(_: Cluster, victim: PeerProcess) -> Iterator[None]:
 def coordinator_killed(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
     """Its process; the server starts another."""
     cluster.engine.kill()
+    yield
+
+
+@contextmanager
+def server_killed(cluster: Cluster, _: PeerProcess) -> Iterator[None]:
+    """All its processes; it is started again with the same state."""
+    cluster.kill_server()
+    cluster.start_server_again()
+    cluster.wait_until_ready()
     yield
 
 
@@ -226,11 +239,8 @@ FAULTS = (
     Fault("corrupt bytes", damaged),
     Fault("duplicate frames", unacknowledged),
     Fault("coordinator killed", coordinator_killed),
+    Fault("server killed", server_killed, ends_server=True),
     Fault("out of memory", without_memory, phases=(Phase.LOAD,)),
     Fault("coordinator's disk", coordinator_disk_full, phases=(Phase.LOAD,)),
     Fault("peer's disk", peer_disk_full, phases=(Phase.LOAD,)),
 )
-NOT_SUPPORTED = (
-    "the coordinator's machine lost, its server started anew with the same --state: clients' streams end with it",
-)
-"""What the program says beside its table."""

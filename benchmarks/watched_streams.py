@@ -1,6 +1,7 @@
 """Streams of completions that are watched token by token while something happens to the server."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 
 _TIMEOUT_S = 600.0
+_RESUME_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,14 @@ UNHARMED = Damage()
 
 
 class Load:
-    """Streams under way, by all of `asks` at once."""
+    """Streams under way, by all of `asks` at once. Those that break are resumed for `resume_within_s`, if at all."""
 
-    def __init__(self, base_url: str, asks: Sequence[Ask], model: str) -> None:
+    def __init__(self, base_url: str, asks: Sequence[Ask], model: str, resume_within_s: float = 0.0) -> None:
         self._client = httpx.AsyncClient(
             base_url=base_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=None), trust_env=False
         )
         self._model = model
+        self._resume_within_s = resume_within_s
         self._changed = asyncio.Event()
         self.asks = asks
         self.streams = [WatchedStream(time.monotonic()) for _ in asks]
@@ -116,19 +119,52 @@ class Load:
         return self.streams
 
     async def _run(self, ask: Ask, stream: WatchedStream) -> None:
+        place = _Place()
         try:
-            async with self._client.stream("POST", "/v1/completions", json=ask.body(self._model)) as response:
-                if response.status_code != 200:
-                    raise httpx.HTTPError((await response.aread()).decode(errors="replace"))
-                async for line in response.aiter_lines():
+            await self._read(stream, place, "POST", "/v1/completions", json=ask.body(self._model))
+        except httpx.HTTPError as error:
+            if not await self._resume(stream, place):
+                stream.error = f"{type(error).__name__}: {error}"
+                stream.num_ends += 1
+        finally:
+            self._changed.set()
+
+    async def _resume(self, stream: WatchedStream, place: "_Place") -> bool:
+        """Read the rest of a stream that has broken. Whether that was possible in time."""
+        give_up_s = time.monotonic() + self._resume_within_s
+        while place.stream_id is not None and time.monotonic() < give_up_s:
+            await asyncio.sleep(_RESUME_PAUSE_S)
+            with contextlib.suppress(httpx.HTTPError):
+                await self._read(stream, place, "GET", f"/v1/streams/{place.stream_id}")
+                return True
+        return False
+
+    async def _read(self, stream: WatchedStream, place: "_Place", method: str, path: str, **body: Any) -> None:
+        """Take in what comes, and note the place. Raises httpx.HTTPError."""
+        headers = {"x-resumable": "true"} if self._resume_within_s else {}
+        if place.event_id is not None:
+            headers["Last-Event-ID"] = place.event_id
+        async with self._client.stream(method, path, headers=headers, **body) as response:
+            if response.status_code not in (200, 204):
+                raise httpx.HTTPError((await response.aread()).decode(errors="replace"))
+            place.stream_id = response.headers.get("x-stream-id", place.stream_id)
+            event_id = None
+            async for line in response.aiter_lines():
+                if line.startswith("id: "):
+                    event_id = line.removeprefix("id: ")
+                elif line.startswith("data: "):
+                    place.event_id = event_id
                     if line.startswith("data: {"):
                         _take(stream, json.loads(line.removeprefix("data: ")))
                         self._changed.set()
-        except httpx.HTTPError as error:
-            stream.error = f"{type(error).__name__}: {error}"
-            stream.num_ends += 1
-        finally:
-            self._changed.set()
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far a stream has been read."""
+
+    stream_id: str | None = None
+    event_id: str | None = None
 
 
 def _take(stream: WatchedStream, event: dict[str, Any]) -> None:

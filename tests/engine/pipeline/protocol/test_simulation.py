@@ -18,8 +18,8 @@ NUM_SOAK_SEEDS = 10_000
 class WithoutEpochs(StageLedger[Any]):
     """Takes steps of any epoch for ones of its own."""
 
-    def offer(self, epoch: int, number: int, item: Any) -> Verdict:
-        return super().offer(self.epoch, number, item)
+    def offer(self, epoch: int, number: int, item: Any, *, is_repeated: bool = True) -> Verdict:
+        return super().offer(self.epoch, number, item, is_repeated=is_repeated)
 
 
 class WithoutLength(StageLedger[Any]):
@@ -29,7 +29,7 @@ class WithoutLength(StageLedger[Any]):
         super().__init__()
         self._arrived: list[Any] = []
 
-    def offer(self, epoch: int, number: int, item: Any) -> Verdict:
+    def offer(self, epoch: int, number: int, item: Any, *, is_repeated: bool = True) -> Verdict:
         if epoch != self.epoch:
             return Verdict.STALE if epoch < self.epoch else Verdict.NOT_YET
         self._arrived.append(item)
