@@ -76,7 +76,7 @@ UNHARMED = Damage()
 
 
 class Load:
-    """Streams under way, by all of `asks` at once. Those that break are resumed for `resume_within_s`, if at all."""
+    """Streams under way, by all of `asks` at once. Those that break are resumed for up to `resume_within_s`."""
 
     def __init__(self, base_url: str, asks: Sequence[Ask], model: str, resume_within_s: float = 0.0) -> None:
         self._client = httpx.AsyncClient(
