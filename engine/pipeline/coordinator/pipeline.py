@@ -1,4 +1,4 @@
-"""The pipeline of the moment: which peers are its stages, which steps are under way, what becomes of a loss."""
+"""The pipeline of the moment: which epoch its stages are in, which steps are under way, what becomes of a loss."""
 
 import asyncio
 import logging
@@ -8,18 +8,15 @@ from concurrent.futures import Future
 import msgspec
 
 from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
-from distllm.engine.numerics import kernels_of
-from distllm.engine.pipeline.coordinator.arithmetic import Arithmetic
-from distllm.engine.pipeline.coordinator.division import Seat, seat_peers
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
-from distllm.engine.pipeline.coordinator.members import Member, Members
+from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.placer import Placer, Present
 from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
+from distllm.engine.pipeline.coordinator.seating import Seating
 from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
-from distllm.engine.pipeline.coordinator.waiting import why_waiting
 from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.messages import STEP, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
@@ -32,8 +29,6 @@ logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 0.05
 """How often stages are looked after."""
-_RETRY_S = 1.0
-_LOADING_SILENCE_S = 10.0
 
 
 class Pipeline:
@@ -57,12 +52,10 @@ class Pipeline:
         self._placer = placer
         self._find_routes = routes.of
         self._events = events
-        self._arithmetic = Arithmetic(whole)
-        self._stages: list[Stage] = []
-        self._routes: list[Route] = []  # to these
+        self._seating = Seating(members, whole, placer, settings.silence_s)
+        self._routes: list[Route] = []  # to the stages
         self._is_serving = False
         self._unsent: list[NumberedStep] = []  # once all stages are in the epoch that is about to begin
-        self._waiting: str | None = None
         self._rebuilt_tokens_total = 0
         self._log: StepLog | None = None
         self._futures: dict[int, Future[StepOutput]] = {}
@@ -82,7 +75,7 @@ class Pipeline:
             routes=self._routes,
             epoch=None if self._log is None else self._log.epoch,
             is_serving=self._is_serving,
-            waiting=self._waiting,
+            waiting=self._seating.waiting,
             predicted=self._placer.served,
             num_in_flight=len(self._futures),
             rebuilt_tokens_total=self._rebuilt_tokens_total,
@@ -91,11 +84,11 @@ class Pipeline:
     def present(self) -> Present:
         """What a plan must know of the pipeline."""
         return Present(
-            peer_ids=self._present(),
-            serving=tuple(self._kept_seats()),
+            peer_ids=self._seating.present(),
+            serving=tuple(self._seating.kept()),
             num_blocks=0 if self._info is None else self._info.num_blocks,
             reload_s=max((stage.info.load_s for stage in self._stages), default=0.0),
-            quantization=self._arithmetic.quantization,
+            quantization=self._seating.quantization,
         )
 
     def append(self, step: StepInput, future: "Future[StepOutput]") -> None:
@@ -141,7 +134,7 @@ class Pipeline:
         """Form a pipeline, serve until it must change, and form another, for ever."""
         stopped_s, was_loss = time.monotonic(), False
         while True:
-            stages = await self._seat()
+            stages = await self._seating.seat()
             if await self._begin_epoch(stages):
                 self._tell_of(time.monotonic() - stopped_s, was_loss)
                 was_loss = await self._until_changed()
@@ -150,9 +143,13 @@ class Pipeline:
                 was_loss = self.ready.done()
             self._is_serving = False
 
+    @property
+    def _stages(self) -> list[Stage]:
+        return self._seating.stages
+
     def _tell_of(self, stopped_s: float, was_loss: bool) -> None:
         """That steps run again, which none did for `stopped_s`, and where they give other bits."""
-        for peer_id, change in self._arithmetic.settle(self._stages):
+        for peer_id, change in self._seating.settle():
             logger.warning("%s %s", peer_id, change)
             self._events.note("rounding", change, peer_id)
         chain = chain_of(self._stages, self._routes)
@@ -161,97 +158,6 @@ class Pipeline:
             self._events.note_recovery(chain, stopped_s)
         else:
             self._events.note("planned", chain)
-
-    async def _seat(self) -> list[Stage]:
-        """Stages whose peers are here and have loaded them."""
-        tried: set[Seat] = set()
-        while True:
-            for seat in tried:
-                if (reason := self._refusal(seat)) is not None:
-                    self._members[PeerId(str(seat.peer))].blame(reason)  # for as long as it is believed
-            seats = self._seats()
-            if seats is not None and (stages := self._loaded(seats)) is not None:
-                self._waiting = None
-                return stages
-            tried.update(seats or ())
-            num_needed = 1 if self._stages else self._placer.num_needed
-            self._waiting = why_waiting(
-                self._members.connected(), len(self._present()), num_needed, seats, self._placer.waits_for
-            )
-            await self._members.wait_for_change(_RETRY_S)
-
-    def _seats(self) -> list[Seat] | None:
-        """A better plan whose stages are loaded; else the same stages as before, with others in the places of those
-        lost; else, where too few are left or nothing was served, a new plan. None while there is none.
-        """
-        if (better := self._better()) is not None:
-            return better
-        present = self._present()
-        kept = self._kept_seats()
-        seats = seat_peers(kept, present, self._fitness) if kept else None
-        return seats or self._placer.seats(present)
-
-    def _present(self) -> tuple[str, ...]:
-        """Who may get a seat, in the order in which they joined; those in trouble where others are too few."""
-        here = [member for member in self._members.connected() if self._is_heard(member)]
-        fit = [member for member in here if member.trouble is None]
-        if len(fit) < (len(self._stages) or self._placer.num_needed):
-            fit = [member for member in here if member.trouble is None or self._may_be_needed(member)]
-        return tuple(member.peer_id for member in fit)
-
-    def _may_be_needed(self, member: Member) -> bool:
-        return member.standing.may_be_needed and member.silent_s <= self._silence_s
-
-    def _kept_seats(self) -> list[Seat]:
-        return [Seat((stage.config.begin, stage.config.end), stage.peer_id) for stage in self._stages]
-
-    def _is_heard(self, member: Member) -> bool:
-        """One that loads is slow to answer."""
-        return member.silent_s < max(self._silence_s, _LOADING_SILENCE_S)
-
-    def _fitness(self, peer: str, layers: tuple[int, int]) -> int:
-        """For a stage that was lost: 2 where a peer has loaded what gives the same bits, 1 where something else."""
-        loaded = [it for it in self._members[PeerId(peer)].loaded.items() if (it[0].begin, it[0].end) == layers]
-        return 2 if any(self._arithmetic.is_kept(*it) for it in loaded) else int(bool(loaded))
-
-    def _config(self, seat: Seat) -> StageConfig:
-        """As the peer of a seat would have to load its stage."""
-        return self._arithmetic.config(seat.layers, self._members[PeerId(str(seat.peer))].wish)
-
-    def _fitting_config(self, seat: Seat) -> StageConfig:
-        """What the peer of a seat serves there, or has loaded for it in the right order of sums, or should."""
-        if (present := self._present_config(seat)) is not None:
-            return present
-        wanted = self._config(seat)
-        for config, info in self._members[PeerId(str(seat.peer))].loaded.items():
-            is_alike = msgspec.structs.replace(config, numerics=wanted.numerics) == wanted
-            if is_alike and kernels_of(info.numerics) == self._arithmetic.kernels:
-                return config
-        return wanted
-
-    def _present_config(self, seat: Seat) -> StageConfig | None:
-        """What the peer of a seat serves there already."""
-        for stage in self._stages:
-            if stage.peer_id == seat.peer and (stage.config.begin, stage.config.end) == seat.layers:
-                return stage.config if stage.config in self._members[stage.peer_id].loaded else None
-        return None
-
-    def _loaded(self, seats: list[Seat]) -> list[Stage] | None:
-        """The stages once each is loaded; those that are not are asked for."""
-        stages: list[Stage] = []
-        for seat in seats:
-            member = self._members[PeerId(str(seat.peer))]
-            config = self._fitting_config(seat)
-            if config in member.loaded:
-                stages.append(Stage(config, member.peer_id, member.boot, member.loaded[config]))
-            else:
-                member.have_loaded(config)
-        return stages if len(stages) == len(seats) and self._agree(stages) else None
-
-    def _agree(self, stages: list[Stage]) -> bool:
-        """Whether all compute in the order of sums of the first, as far as they can: else they are asked to."""
-        wanted = self._arithmetic.kernels = self._arithmetic.kernels or kernels_of(stages[0].info.numerics)
-        return all(stage.config.numerics or kernels_of(stage.info.numerics) == wanted for stage in stages)
 
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
@@ -263,7 +169,7 @@ class Pipeline:
             self._log = StepLog(len(stages), self._info.num_blocks, self._max_tokens, epoch=first_epoch)
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
-        self._stages, self._routes = stages, self._find_routes(stages)
+        self._seating.stages, self._routes = stages, self._find_routes(stages)
         for stage in stages:
             self._members[stage.peer_id].standing.forgive()
         self._fence()
@@ -320,13 +226,13 @@ class Pipeline:
 
         Whether it was a loss. Meanwhile peers without a seat make themselves ready, also those that come later.
         """
-        self._have_forgotten()
-        while self._better() is None:
+        self._seating.have_forgotten()
+        while self._seating.better() is None:
             if self._blame_lost():
                 return True
             if changed := self._changed_routes():
                 return not all(route.is_direct for route in changed)
-            self._load_spares()
+            self._seating.load_spares()
             await self._members.wait_for_change(_LOOK_S)
         return False
 
@@ -337,19 +243,6 @@ class Pipeline:
         """
         now = self._find_routes(self._stages)
         return [new for old, new in zip(self._routes, now, strict=True) if old != new]
-
-    def _better(self) -> list[Seat] | None:
-        """The seats of a better plan, once its peers have loaded their layers; they are asked to."""
-        seats, present = self._placer.better, self._present()
-        if seats is None or seats == self._kept_seats() or not all(seat.peer in present for seat in seats):
-            return None
-        if any(self._refusal(seat) for seat in seats):  # which is no fault of what its peers serve now
-            return None
-        return seats if self._loaded(seats) is not None else None
-
-    def _refusal(self, seat: Seat) -> str | None:
-        """Why the peer of a seat cannot load its layers."""
-        return self._members[PeerId(str(seat.peer))].refusals.reason(self._config(seat))
 
     def _blame_lost(self) -> bool:
         """Whether a stage is lost. Its peer does not get its seat again at once."""
@@ -374,21 +267,3 @@ class Pipeline:
         if stage.config not in member.loaded:
             return "has lost its layers"
         return None if member.trouble is None else f"is in trouble: {member.trouble}"
-
-    def _have_forgotten(self) -> None:
-        """Have peers give back the memory of layers that this pipeline has no use for."""
-        seated = {stage.peer_id: [stage.config] for stage in self._stages}
-        for member in self._members.connected():
-            member.keep(seated.get(member.peer_id, self._configs()))
-
-    def _load_spares(self) -> None:
-        """Have peers without a seat load all stages, to take a lost one's place at once."""
-        seated = {stage.peer_id for stage in self._stages}
-        for member in self._members.connected():
-            if member.peer_id not in seated:
-                for config in self._configs():
-                    member.have_loaded(config)
-
-    def _configs(self) -> list[StageConfig]:
-        """The stages as a peer would have to load them that takes the place of another."""
-        return [self._arithmetic.config((it.config.begin, it.config.end), None) for it in self._stages]

@@ -194,7 +194,10 @@ class Peer:
     def _take(self, message: ToPeer) -> None:
         """What the coordinator says."""
         match message:
-            case Welcome() | Removed():
+            case Welcome():
+                self._membership.take(message)
+                self._runner.tell_again()
+            case Removed():
                 self._membership.take(message)
             case Load(config=config):
                 self._begin(self._load(config))

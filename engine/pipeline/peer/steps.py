@@ -95,6 +95,10 @@ class StepRunner:
             self._told.clear()
         return has_begun
 
+    def tell_again(self) -> None:
+        """Report anew what is still down: the coordinator may have missed it, as it was out of reach."""
+        self._told.clear()
+
     def take(self, sender: str | None, frame: Frame) -> Status:
         """A step that has come from `sender`, None for the coordinator. Raises MalformedFrame."""
         return self._offer(sender, frame.header(_decode_header), frame.tensors)

@@ -207,6 +207,9 @@ async def test_a_successor_that_cannot_be_reached_is_told_of_once_an_epoch() -> 
         peer.take(1, 1)
         await until(lambda: peer.successor is not None and peer.successor.num_tries > 4)
         assert peer.troubles == [EdgeDown(epoch=1, successor="next", reason="next cannot be reached")]
+        peer.runner.tell_again()
+        await until(lambda: len(peer.troubles) == 2)
+        assert peer.troubles[0] == peer.troubles.pop()
         peer.successor.is_reachable = True
         await until(lambda: num_out(peer) == 2)
         peer.successor.is_reachable = False
