@@ -47,7 +47,7 @@ def linked_machines(names: Sequence[str], conditions: Conditions = CLEAR) -> Ite
         directions = {}
         for number, (near, far) in enumerate(combinations(names, 2)):
             link = stack.enter_context(
-                closing(PacketLink(namespaces[near], namespaces[far], conditions, seed=2 * number))
+                closing(PacketLink(namespaces[near], namespaces[far], conditions, 2 * number))
             )
             directions[near, far], directions[far, near] = link.forward, link.backward
         yield Machines(namespaces, directions)

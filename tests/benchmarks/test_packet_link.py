@@ -1,7 +1,6 @@
 """The packet link: what it does to packets by itself, and to the kernels of two namespaces."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,20 +13,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.link import CLEAR, CUT, Conditions
-from benchmarks.machines import Machines, linked_machines
-from benchmarks.namespaces import Namespace, NoNamespaces
-from benchmarks.packet_link import MAX_QUEUE_BYTES, PacketDirection
+from benchmarks.machines import Machines
+from benchmarks.namespaces import Namespace
+from benchmarks.packet_link import PacketDirection
+from tests.machines import machines_if_allowed
 
 NEAR, FAR = "near", "far"
 PACKET = bytes(1000)
 
 
-def direction_of(conditions: Conditions, seed: int = 0, max_queue_bytes: int = MAX_QUEUE_BYTES) -> PacketDirection:
-    return PacketDirection(conditions, seed, max_queue_bytes)
-
-
 def test_a_packet_arrives_after_the_delay_and_not_before() -> None:
-    direction = direction_of(Conditions(delay_s=0.5))
+    direction = PacketDirection(Conditions(delay_s=0.5), seed=0)
     direction.enter(PACKET, 100.0)
     assert direction.next_due_s == 100.5
     assert list(direction.leave(100.25)) == []
@@ -36,14 +32,14 @@ def test_a_packet_arrives_after_the_delay_and_not_before() -> None:
 
 
 def test_packets_follow_each_other_at_the_rate() -> None:
-    direction = direction_of(Conditions(rate=1000))
+    direction = PacketDirection(Conditions(rate=1000), seed=0)
     for _ in range(3):
         direction.enter(PACKET, 100.0)
     assert [len(list(direction.leave(now_s))) for now_s in (100.5, 101.0, 102.0, 103.0)] == [0, 1, 1, 1]
 
 
 def test_what_finds_no_room_in_the_queue_is_lost() -> None:
-    direction = direction_of(Conditions(rate=1000), max_queue_bytes=2500)
+    direction = PacketDirection(Conditions(rate=1000), seed=0, max_queue_bytes=2500)
     for _ in range(10):
         direction.enter(PACKET, 100.0)
     assert direction.num_lost == 7
@@ -52,7 +48,7 @@ def test_what_finds_no_room_in_the_queue_is_lost() -> None:
 
 def test_the_same_seed_loses_the_same_packets() -> None:
     def arrived(seed: int) -> list[bytes]:
-        direction = direction_of(Conditions(loss=0.3), seed)
+        direction = PacketDirection(Conditions(loss=0.3), seed)
         for number in range(1000):
             direction.enter(number.to_bytes(2, "big"), 100.0)
         return list(direction.leave(100.0))
@@ -62,7 +58,7 @@ def test_the_same_seed_loses_the_same_packets() -> None:
 
 
 def test_a_cut_loses_what_is_sent_and_what_would_arrive() -> None:
-    direction = direction_of(Conditions(delay_s=1.0))
+    direction = PacketDirection(Conditions(delay_s=1.0), seed=0)
     direction.enter(b"would arrive", 100.0)
     direction.become(CUT)
     direction.enter(b"is sent", 100.5)
@@ -75,11 +71,8 @@ def test_a_cut_loses_what_is_sent_and_what_would_arrive() -> None:
 
 @pytest.fixture
 def machines() -> Iterator[Machines]:
-    try:
-        with linked_machines((NEAR, FAR)) as machines:
-            yield machines
-    except NoNamespaces as error:
-        pytest.skip(str(error))
+    with machines_if_allowed((NEAR, FAR)) as machines:
+        yield machines
 
 
 @contextmanager
@@ -196,17 +189,14 @@ def test_a_cut_of_one_way_leaves_the_other(machines: Machines) -> None:
 
 def test_nothing_is_left_of_machines_though_a_process_there_was_killed() -> None:
     devices = socket.if_nameindex()
-    try:
-        with linked_machines((NEAR, FAR)) as machines:
-            with machines[NEAR].entered():
-                inside = os.stat("/proc/thread-self/ns/net").st_ino
-                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            assert inside in namespaces_in_use()
-            assert socket.if_nameindex() == devices
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-    except NoNamespaces as error:
-        pytest.skip(str(error))
+    with machines_if_allowed((NEAR, FAR)) as machines:
+        with machines[NEAR].entered():
+            inside = os.stat("/proc/thread-self/ns/net").st_ino
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        assert inside in namespaces_in_use()
+        assert socket.if_nameindex() == devices
+        child.kill()
+        child.wait()
     assert inside not in namespaces_in_use()
     assert socket.if_nameindex() == devices
 
