@@ -63,7 +63,7 @@ async def test_texts_are_those_of_a_plain_server(
     found = await run_streams(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
     assert len({stream.text for stream in found}) == NUM_STREAMS
     assert damage_of(expected, found) == UNHARMED
-    assert all(direction.num_lost > 0 for direction in machines.directions())
+    assert sum(direction.num_lost for direction in machines.directions()) > 0
 
 
 @pytest.mark.parametrize("way", ["both ways", "to it", "from it"])
