@@ -69,13 +69,14 @@ class PeerProcess:
 
 @dataclass(slots=True)
 class Cluster:
-    """Get one from `running_cluster`. `words` are the command that started its server."""
+    """Get one from `running_cluster`. `words` are the command that started its server, `host` is its address."""
 
     directory: Path
     port: int
     server: "subprocess.Popen[bytes]"
     words: Sequence[str]
     model: str
+    host: str
     peers: dict[str, PeerProcess] = field(default_factory=dict)
     num_restarts: int = 0
 
@@ -118,8 +119,8 @@ class Cluster:
 
     def address_of(self, name: str) -> Address:
         """Where the newest process of a peer told others to reach it."""
-        *_, (digits, port) = re.findall(rf" {name}-([0-9a-f]{{4}}) is here, at \S+:(\d+)", self.log())
-        return Address(PeerId(f"{name}-{digits}"), LOOPBACK, int(port))
+        *_, (digits, host, port) = re.findall(rf" {name}-([0-9a-f]{{4}}) is here, at (\S+):(\d+)", self.log())
+        return Address(PeerId(f"{name}-{digits}"), host, int(port))
 
     def cache_of(self, name: str) -> Path:
         """Where a peer keeps weights that were sent to it."""
@@ -140,14 +141,19 @@ class Cluster:
         fingerprint = ClusterAuthority.open(self.state_dir, now).fingerprint
         return TokenStore(self.state_dir, fingerprint).make(timedelta(hours=1), now)
 
-    def start_peer(self, name: str, *arguments: str, is_behind_links: bool = False) -> PeerProcess:
-        """Start a peer, or one that has ended again. It has one thread unless `arguments` say otherwise."""
+    def start_peer(
+        self, name: str, *arguments: str, host: str = LOOPBACK, is_behind_links: bool = False
+    ) -> PeerProcess:
+        """Start a peer, or one that has ended again. It has one thread unless `arguments` say otherwise.
+
+        It runs in the network namespace of this thread; `host` is its address.
+        """
         if name in self.peers:
             self.peers.pop(name).end()
         state_dir = self.directory / name
         join = [] if (state_dir / "current").exists() else ["--token", self.make_token()]
         uplink = inbound = None
-        address, places = (LOOPBACK, self.port), ["--host", LOOPBACK]
+        address, places = (self.host, self.port), ["--host", host]
         if is_behind_links:
             own_port = free_port()
             uplink, inbound = Link(address), Link((LOOPBACK, own_port))
@@ -236,20 +242,21 @@ def running_cluster(
     arguments: Sequence[str] = (),
     coordinator: str = "",
     network: str = "",
+    host: str = LOOPBACK,
 ) -> Iterator[Cluster]:
     """A `distllm serve` that waits for peers, with `arguments`; all its processes end on the way out.
 
     `model` is the embedded one by default. `coordinator` and `network` are settings of these sections, as in
-    `encryption: false`.
+    `encryption: false`. The server runs in the network namespace of this thread; peers reach it at `host`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     settings = directory / "cluster.yaml"
-    place = f"host: {LOOPBACK}, port: {port}, num_stages: {num_stages}"
+    place = f"host: {host}, port: {port}, num_stages: {num_stages}"
     settings.write_text(f"coordinator: {{{place}, {coordinator}}}\nnetwork: {{{network}}}\n")
     words = ["serve", *([model] if model else []), "--coordinator", str(settings)]
     words += ["--state", str(directory / "coordinator"), "--port", "0", *arguments]
-    cluster = Cluster(directory, port, _start(words, directory / "serve.log"), words, model)
+    cluster = Cluster(directory, port, _start(words, directory / "serve.log"), words, model, host)
     try:
         yield cluster
     finally:

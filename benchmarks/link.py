@@ -27,8 +27,8 @@ _RETRANSMIT_S = 0.01
 class Conditions:
     """How one direction of a link is.
 
-    `rate` is in bytes/s, None where it is not limited. `loss` is the part of segments that are lost: each holds up
-    what follows it by a round trip. `is_cut`: nothing arrives.
+    `rate` is in bytes/s, None where it is not limited. `loss` is the part of segments or packets that are lost: in
+    a Link each holds up what follows it by a round trip. `is_cut`: nothing arrives.
     """
 
     delay_s: float = 0.0

@@ -1,12 +1,13 @@
 """A coordinator with real peers on this machine, and the texts of a plain server to compare with."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import Ask
+from benchmarks.watched_streams import UNHARMED, Ask, Load, WatchedStream, damage_of
 from tests.conftest import running_server
 
 MODEL = "distllm-embedded"
@@ -62,6 +63,19 @@ def asks(num_streams: int, num_tokens: int) -> list[Ask]:
         )
         for number in range(num_streams)
     ]
+
+
+@asynccontextmanager
+async def amid_streams(
+    cluster: Cluster, asked: Sequence[Ask], expected: Sequence[WatchedStream], begin_at: float
+) -> AsyncIterator[None]:
+    """Within it the streams are under way, having this part of their tokens; afterwards they are as expected."""
+    load = Load(cluster.base_url, asked, MODEL)
+    await load.until_part(begin_at)
+    yield
+    assert not load.is_done, "the streams ended before anything could happen to them"
+    found = await load.finish()
+    assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,14 +2,13 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from benchmarks.cluster import Cluster
-from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, NAMES, Servers, asks, have
+from benchmarks.watched_streams import UNHARMED, WatchedStream, damage_of, run_streams
+from tests.cluster.conftest import MODEL, NAMES, Servers, amid_streams, asks, have
 
 NUM_STREAMS = 12
 NUM_TOKENS = 160
@@ -21,15 +20,8 @@ def expected(servers: Servers) -> list[WatchedStream]:
     return asyncio.run(run_streams(servers.plain_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
 
 
-@asynccontextmanager
-async def amid_streams(cluster: Cluster, expected: list[WatchedStream]) -> AsyncIterator[Load]:
-    """Within it the streams are under way; afterwards they have ended as they should."""
-    load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-    await load.until_part(0.3)
-    yield load
-    assert not load.is_done, "the streams ended before anything could happen to them"
-    found = await load.finish()
-    assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
+def amid_these_streams(cluster: Cluster, expected: list[WatchedStream]) -> AbstractAsyncContextManager[None]:
+    return amid_streams(cluster, asks(NUM_STREAMS, NUM_TOKENS), expected, 0.3)
 
 
 async def test_texts_are_those_of_a_plain_server(cluster: Cluster, expected: list[WatchedStream]) -> None:
@@ -45,7 +37,7 @@ async def test_a_spare_takes_the_place_of_a_stage_that_is_killed(
 ) -> None:
     have(cluster, 3)
     victim, spares = cluster.stages[stage], cluster.spares
-    async with amid_streams(cluster, expected):
+    async with amid_these_streams(cluster, expected):
         cluster.peers[victim].process.kill()
     assert cluster.stages[stage] in spares
 
@@ -56,7 +48,7 @@ async def test_a_stage_that_stands_still_for_a_second_changes_no_token(
 ) -> None:
     have(cluster, 2)
     victim = cluster.peers[cluster.stages[stage]]
-    async with amid_streams(cluster, expected):
+    async with amid_these_streams(cluster, expected):
         victim.send_signal(signal.SIGSTOP)
         await asyncio.sleep(1)
         victim.send_signal(signal.SIGCONT)
@@ -65,7 +57,7 @@ async def test_a_stage_that_stands_still_for_a_second_changes_no_token(
 async def test_without_a_spare_those_that_are_left_go_on(cluster: Cluster, expected: list[WatchedStream]) -> None:
     have(cluster, 2, at_most=2)
     first, last = cluster.stages
-    async with amid_streams(cluster, expected):
+    async with amid_these_streams(cluster, expected):
         cluster.peers[last].process.kill()
     assert cluster.stages == [first]
 
@@ -74,7 +66,7 @@ async def test_requests_wait_while_there_are_no_peers(cluster: Cluster, expected
     have(cluster, 1, at_most=1)
     (only,) = cluster.stages
     other = next(name for name in NAMES if name != only)
-    async with amid_streams(cluster, expected):
+    async with amid_these_streams(cluster, expected):
         cluster.peers[only].process.kill()
         cluster.start_peer(other)
     assert cluster.stages == [other]
