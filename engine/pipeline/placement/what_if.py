@@ -41,9 +41,15 @@ def if_peer_lost(
     peer_id: PeerId,
     num_stages: int | None = None,
 ) -> WhatIf:
-    """Of the best plan `before`, for this cluster. Raises KeyError for a peer that is not there."""
+    """Of the best plan `before`, for this cluster. Raises KeyError for a peer that is not there.
+
+    Where fewer than `num_stages` peers are left, each has a stage.
+    """
     cluster.peer(peer_id)
-    after = search_plan(without_peer(cluster, peer_id), workload, objective, num_stages)
+    rest = without_peer(cluster, peer_id)
+    if num_stages is not None:
+        num_stages = max(1, min(num_stages, len(rest.peers)))
+    after = search_plan(rest, workload, objective, num_stages)
     return WhatIf(f"without {peer_id}", after, _difference(before, after))
 
 

@@ -30,6 +30,14 @@ def test_losing_the_faster_peer_costs_what_the_slower_one_takes_longer() -> None
     assert lost.difference.tokens_per_s < 0
 
 
+def test_fewer_peers_than_stages_have_a_stage_each() -> None:
+    peers = cluster(4, peer("a"), peer("b"))
+    before = search_plan(peers, WORKLOAD, "latency", num_stages=2)
+    lost = if_peer_lost(peers, WORKLOAD, "latency", before, PeerId("a"), num_stages=2)
+    assert isinstance(lost.after, Found)
+    assert [stage.peer_id for stage in lost.after.plan.stages] == ["b"]
+
+
 def test_losing_a_peer_that_nothing_fits_without() -> None:
     peers = cluster(8, peer("a", free_bytes=900), peer("b", free_bytes=900))
     before = search_plan(peers, WORKLOAD, "latency")
