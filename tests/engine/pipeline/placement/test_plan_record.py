@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from msgspec.structs import replace
 
 from distllm.engine.pipeline.placement.measurements import Cluster, PeerId
@@ -38,6 +38,7 @@ def record_of(cluster: Cluster, serving: Plan | None = None) -> PlanRecord:
     )
 
 
+@settings(deadline=None)  # a disk may be slow
 @given(small_clusters())
 def test_a_snapshot_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> None:
     directory = tmp_path_factory.mktemp("state")
