@@ -201,7 +201,7 @@ class Cluster:
     def has_loaded(self, name: str, layers: tuple[int, int]) -> bool:
         """Whether the newest process of a peer has, and has not lost them since."""
         peer_id, span = f" {name}-{self._digits(name)}", f"[{layers[0]}, {layers[1]})"
-        _, is_here, since = self.log().rpartition(f"{peer_id} is here")
+        _, is_here, since = self.log().rpartition(f"{peer_id} is here, at")
         return bool(is_here) and since.rfind(f"{peer_id} has loaded {span}") > since.rfind(
             f"{peer_id} has lost {span}"
         )

@@ -253,7 +253,7 @@ class Pipeline:
                 is_lost = True
                 logger.warning("%s is lost: it %s", stage.peer_id, reason)
                 self._events.note("suspected", f"it {reason}", stage.peer_id)
-                self._members[stage.peer_id].blame(reason)
+                self._members[stage.peer_id].standing.note_absence(reason)
         return is_lost
 
     def _why_lost(self, stage: Stage) -> str | None:

@@ -288,9 +288,11 @@ class Reception:
         if len(others) >= (max_peers := self._settings.max_peers):
             self._events.note("refused", f"as many as {max_peers} peers are here", member.peer_id)
             return Reply.refusal(403, f"coordinator.max_workers is {max_peers}, and as many peers are here")
+        was_here = hello.boot == member.boot
         member.begin_boot(hello.boot, hello.endpoint, hello.free_bytes)
         member.wish = hello.quantization
         self._members.changed.set()
-        logger.info("%s is here, at %s:%d", member.peer_id, hello.endpoint.host, hello.endpoint.port)
+        again = " again" if was_here else ""
+        logger.info("%s is here%s, at %s:%d", member.peer_id, again, hello.endpoint.host, hello.endpoint.port)
         self._events.note("connected", f"at {hello.endpoint.host}:{hello.endpoint.port}", member.peer_id)
         return Reply()

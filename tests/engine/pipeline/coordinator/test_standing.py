@@ -53,3 +53,22 @@ def test_each_time_it_waits_longer_until_it_was_good_for_a_while() -> None:
     standing.blame("it was silent")
     clock.now_s += 1.1
     assert standing.may_be_needed
+
+
+def test_a_peer_that_was_away_is_needed_as_soon_as_it_is_back() -> None:
+    clock = Clock()
+    standing = Standing(clock)
+    for _ in range(5):
+        standing.note_absence("it has gone")
+        assert (standing.trouble, standing.may_be_needed) == ("it has gone", True)
+        clock.now_s += 1.0
+    clock.now_s += 4.1
+    assert standing.trouble is None
+
+
+def test_a_blame_outweighs_an_absence() -> None:
+    clock = Clock()
+    standing = Standing(clock)
+    standing.blame("it lied")
+    standing.note_absence("it has gone")
+    assert (standing.trouble, standing.may_be_needed) == ("it lied", False)
