@@ -93,8 +93,12 @@ class Cluster:
     @property
     def stages(self) -> list[str]:
         """The names of the peers that serve, first stage first; empty before any has served."""
-        chains = _STAGES.findall(self.log())
-        return [name for name, _, _ in _STAGE.findall(chains[-1])] if chains else []
+        return self.pipelines[-1] if self.pipelines else []
+
+    @property
+    def pipelines(self) -> list[list[str]]:
+        """The stages of every pipeline that there has been."""
+        return [[name for name, _, _ in _STAGE.findall(chain)] for chain in _STAGES.findall(self.log())]
 
     @property
     def engine(self) -> psutil.Process:
@@ -105,7 +109,7 @@ class Cluster:
     @property
     def num_epochs(self) -> int:
         """How many pipelines there have been."""
-        return len(_STAGES.findall(self.log()))
+        return len(self.pipelines)
 
     @property
     def num_losses(self) -> int:
