@@ -31,12 +31,13 @@ async def deliver(
     frame: bytes,
     is_wanted: Callable[[], bool],
     on_unreachable: Callable[[str], None] = lambda _: None,
+    timeout_s: float = _TIMEOUT_S,
 ) -> None:
-    """Raises Refused. `on_unreachable` hears of every attempt that came to nothing."""
+    """Raises Refused. `on_unreachable` hears of every attempt that came to nothing, within `timeout_s` each."""
     pause_s = _FIRST_PAUSE_S
     while is_wanted():
         try:
-            status, answer = await client.post(path, frame, _TIMEOUT_S)
+            status, answer = await client.post(path, frame, timeout_s)
         except Unreachable as error:
             on_unreachable(str(error))
         else:

@@ -12,6 +12,9 @@ from distllm.engine.pipeline.transport.client import Address, Http2Client
 STEP_PATH = "/v1/step"
 RELAY_PATH = "/v1/relay"
 
+_SILENCE_S, _LEAST_BYTES_PER_S = 2.0, 0.5e6
+"""A stage acknowledges a step when it has come, before it computes: one that takes longer is cut off."""
+
 Connect = Callable[[Address], Awaitable[Http2Client]]
 
 
@@ -29,7 +32,11 @@ class Edge:
     ) -> None:
         """Raises Refused. `on_unreachable` hears of every attempt that came to nothing."""
         client = self.bulk if is_bulk(frame) else self.decode
-        await deliver(client, RELAY_PATH if self.is_relayed else STEP_PATH, frame, is_wanted, on_unreachable)
+        if self.is_relayed:  # the coordinator waits for the acknowledgement, and finds out
+            await deliver(client, RELAY_PATH, frame, is_wanted, on_unreachable)
+        else:
+            timeout_s = _SILENCE_S + len(frame) / _LEAST_BYTES_PER_S
+            await deliver(client, STEP_PATH, frame, is_wanted, on_unreachable, timeout_s)
 
     async def close(self) -> None:
         await self.decode.close()
