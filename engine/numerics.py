@@ -1,6 +1,9 @@
 """Names how an engine computes: equal names, equal bits. Importable without torch.
 
 KERNELS [/ how weights are quantized] [/ kv and how KV is] [/ tp and over how many ranks]
+
+Of stages that differ, one after the other with | between them; then "in" and the codec of what goes from one to the
+next, if that loses precision.
 """
 
 

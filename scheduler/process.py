@@ -18,6 +18,7 @@ from distllm.engine.config import EngineConfig
 from distllm.engine.interface import Executor
 from distllm.engine.parent_death import end_with_parent, leave_signals_to_the_front_end
 from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot, OnCluster
+from distllm.engine.pipeline.security.state_dir import ClusterStateError
 from distllm.engine.pool_size import OutOfMemory
 from distllm.engine.progress import OnLost, Progress
 from distllm.scheduler.channel import BlockingChannel, ChannelClosed
@@ -90,7 +91,7 @@ def _load(start: StartEngine, build: BuildExecutor, channel: BlockingChannel[ToE
 
 def _reason(error: Exception) -> str:
     """One line: an error made for the operator as it is, any other with its kind and where to find the rest."""
-    if isinstance(error, CheckpointError | OutOfMemory | ValueError):
+    if isinstance(error, CheckpointError | ClusterStateError | OutOfMemory | ValueError):
         return str(error)
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"the model cannot be loaded: {type(error).__name__}: {first}; --log-level DEBUG shows where"

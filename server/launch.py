@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from distllm.engine.distributed.launcher.rendezvous import listen_for_ranks
 from distllm.engine.embedded import checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
-from distllm.engine.pipeline.security.state_dir import default_cluster_dir
+from distllm.engine.pipeline.security.encryption import write_encryption
+from distllm.engine.pipeline.security.state_dir import ClusterStateError, default_cluster_dir
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.scheduler.config import SchedulerConfig
 from distllm.scheduler.messages import StartEngine
@@ -160,6 +161,12 @@ def _cluster(cluster: ClusterSection) -> ClusterSettings | None:
     return cluster_settings(config, cluster.state or default_cluster_dir())
 
 
+def _tell_token_maker(cluster: ClusterSettings) -> None:
+    """`distllm token` may be called at once. What cannot be written is told when the coordinator needs it."""
+    with suppress(ClusterStateError, OSError):
+        write_encryption(Path(cluster.state_dir), is_encrypted=cluster.is_encrypted)
+
+
 def _num_ranks(engine: EngineSection, checkpoint: Path, launched: LaunchedRanks | None) -> int | None:
     """As many as were launched, else what the setting says; where that says nothing, what it was converted for.
 
@@ -189,6 +196,8 @@ async def _serve(
     max_connections = int(_CONNECTIONS_A_DESCRIPTOR * raise_descriptor_limit())
     bar = LoadingBar()
     start = start_message(settings, checkpoint, launched=launched, numerics=None if log is None else log.numerics)
+    if start.engine.cluster is not None:
+        _tell_token_maker(start.engine.cluster)
     engine = serving_engine(settings, start, bar)
     async with show_cluster(settings.cluster, engine):
         await engine.start()

@@ -34,7 +34,7 @@ from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.encryption import write_encryption
 from distllm.engine.pipeline.security.removed_peers import RemovedPeers
-from distllm.engine.pipeline.security.state_dir import make_private_dir
+from distllm.engine.pipeline.security.state_dir import ClusterStateError, make_private_dir
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.weights.hash_store import HashStore
@@ -152,7 +152,10 @@ async def _coordinate(
     is_encrypted = settings.is_encrypted
     app = reception.app(posts)
     desk = Desk(app, settings.host, settings.port, authority, state_dir / "coordinator", is_encrypted=is_encrypted)
-    port = await desk.open()
+    try:
+        port = await desk.open()
+    except OSError as error:
+        raise ClusterStateError(f"coordinator.port {settings.port}: {error}; choose another port") from None
     write_encryption(state_dir, is_encrypted=is_encrypted)
     if not is_encrypted:
         logger.warning("connections are not encrypted: who can listen can read and change everything")

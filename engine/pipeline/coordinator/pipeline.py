@@ -17,6 +17,7 @@ from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
 from distllm.engine.pipeline.coordinator.seating import Seating
 from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
+from distllm.engine.pipeline.coordinator.wakefulness import Wakefulness
 from distllm.engine.pipeline.delivery import Status
 from distllm.engine.pipeline.messages import STEP, Result, StageConfig, StepHeader
 from distllm.engine.pipeline.protocol.step_log import StepLog
@@ -53,6 +54,7 @@ class Pipeline:
         self._find_routes = routes.of
         self._events = events
         self._seating = Seating(members, whole, placer, settings.silence_s)
+        self._wakefulness = Wakefulness()
         self._routes: list[Route] = []  # to the stages
         self._is_serving = False
         self._unsent: list[NumberedStep] = []  # once all stages are in the epoch that is about to begin
@@ -132,6 +134,9 @@ class Pipeline:
 
     async def run(self) -> None:
         """Form a pipeline, serve until it must change, and form another, for ever."""
+        await asyncio.gather(self._serve(), self._wakefulness.run())
+
+    async def _serve(self) -> None:
         stopped_s, was_loss = time.monotonic(), False
         while True:
             stages = await self._seating.seat()
@@ -162,14 +167,14 @@ class Pipeline:
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
         held = [self._stages.index(stage) if stage in self._stages else None for stage in stages]
-        infos = [stage.info for stage in stages]
+        routes = self._find_routes(stages)
         if self._log is None:
-            self._info = merge(infos)
+            self._info = merge([stage.info for stage in stages], [route.codec for route in routes])
             first_epoch = time.time_ns() // 1_000_000
             self._log = StepLog(len(stages), self._info.num_blocks, self._max_tokens, epoch=first_epoch)
         assert self._info is not None
         self._unsent = self._log.begin_epoch(held)
-        self._seating.stages, self._routes = stages, self._find_routes(stages)
+        self._seating.stages, self._routes = stages, routes
         for stage in stages:
             self._members[stage.peer_id].standing.forgive()
         self._fence()
@@ -262,7 +267,7 @@ class Pipeline:
             return "has gone"
         if member.boot != stage.boot:
             return "was started anew"
-        if member.silent_s > self._silence_s:
+        if min(member.silent_s, self._wakefulness.awake_s) > self._silence_s:
             return f"has been silent for {member.silent_s * 1000:.0f} ms"
         if stage.config not in member.loaded:
             return "has lost its layers"

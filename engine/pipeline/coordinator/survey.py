@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from distllm.engine.pipeline.coordinator.arithmetic import wished
 from distllm.engine.pipeline.coordinator.members import Member, Members
@@ -20,6 +21,7 @@ from distllm.engine.quantization.config import QuantizationConfig
 logger = logging.getLogger("distllm.pipeline")
 
 _LOOK_S = 1.0
+_LONGEST_PAUSE_S = 600.0
 _PROBE_TIMEOUT_S = 120.0
 _PROBE_AGAIN_S = (60.0, 3600.0)
 """How long an end that could not be reached is left alone: at first, at most."""
@@ -42,12 +44,14 @@ class _Unreachable:
 
 @dataclass(slots=True)
 class _Peer:
-    """Of one boot of a peer. `times` is what it measured, or why it could not."""
+    """Of one boot of a peer. `times` is what it measured, or why it could not, and it is asked again later."""
 
     boot: str
     times: ComputeTimes | str | None = None
     free_bytes: int = 0
     asked_on: object = None  # the link that it was asked to measure on
+    ask_again_s: float = inf
+    num_failures: int = 0
     codecs: Mapping[CodecName, CodecCost] = field(default_factory=dict)
     links: dict[PeerId, Link | _Unreachable] = field(default_factory=dict)  # to others
     boots: dict[PeerId, str] = field(default_factory=dict)  # of these others, when it did
@@ -57,8 +61,9 @@ class _Peer:
 class Survey:
     """Knows `members` by what they report. A peer that was started anew is measured anew."""
 
-    def __init__(self, members: Members, model: ModelSample) -> None:
+    def __init__(self, members: Members, model: ModelSample, first_pause_s: float = 30.0) -> None:
         self._members = members
+        self._first_pause_s = first_pause_s
         self._model = model
         self._peers: dict[str, _Peer] = {}
         self._probing: tuple[Member, object, float] | None = None  # who, on which link, until when
@@ -83,6 +88,9 @@ class Survey:
                 logger.info("%s measured %.3f ms a layer and row", member.peer_id, 1000 * times.decode.at(1))
             case MeasureFailed(reason=reason):
                 peer.times = reason
+                pause_s = min(self._first_pause_s * 2**peer.num_failures, _LONGEST_PAUSE_S)
+                peer.num_failures += 1
+                peer.ask_again_s = time.monotonic() + pause_s
                 logger.warning("%s could not time a layer: %s", member.peer_id, reason)
             case Probed(links=links, unreachable=unreachable):
                 self._probing = None
@@ -175,8 +183,9 @@ class Survey:
     def _ask_for_times(self) -> None:
         for member in self._members.connected():
             peer = self._peer(member)
-            if peer.times is None and peer.asked_on is not member.outbound:
-                peer.asked_on = member.outbound
+            is_asked = peer.asked_on is member.outbound and time.monotonic() < peer.ask_again_s
+            if not isinstance(peer.times, ComputeTimes) and not is_asked:
+                peer.asked_on, peer.ask_again_s = member.outbound, inf
                 member.send(Measure(sample=self._model.sample_of(self._wished(member))))
 
     def _ask_for_links(self) -> None:

@@ -26,20 +26,23 @@ _decode_times = msgspec.json.Decoder(ComputeTimes)
 
 
 class Surveyor:
-    """`directory` keeps what was measured. Layers are timed in `compute`, where stages are computed too."""
+    """`directory` keeps what was measured.
 
-    def __init__(self, here: EngineConfig, free_bytes: int, directory: Path, compute: Executor) -> None:
+    Layers are timed in `loading`, where stages are loaded too: transformers can build one model at a time.
+    """
+
+    def __init__(self, here: EngineConfig, free_bytes: int, directory: Path, loading: Executor) -> None:
         self._here = here
         self._free_bytes = free_bytes
         self._directory = directory
-        self._compute = compute
+        self._loading = loading
 
     async def measure(self, sample: LayerSample) -> Measured | MeasureFailed:
         """What a layer takes, or took before."""
         loop = asyncio.get_running_loop()
         try:
-            times = await loop.run_in_executor(self._compute, self._timed, sample)
-            codecs = await loop.run_in_executor(self._compute, _codec_costs, sample)
+            times = await loop.run_in_executor(self._loading, self._timed, sample)
+            codecs = await loop.run_in_executor(self._loading, _codec_costs, sample)
         except Exception as error:  # whatever a model chokes on; it may be served all the same
             logger.warning("a layer could not be timed", exc_info=error)
             return MeasureFailed(reason=str(error) or type(error).__name__)

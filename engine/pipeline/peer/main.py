@@ -51,6 +51,9 @@ def main(argument: str) -> int:
         reason = asyncio.run(serve(start))
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        sys.stderr.write(f"distllm: this peer cannot listen: {error}; choose another --port or --listen\n")
+        return 1
     sys.stderr.write(f"distllm: this peer left the cluster: {reason}\n")
     return 1
 

@@ -101,7 +101,7 @@ class Peer:
         self._weights = StageWeights(weights, coordinator, self._membership.connect, self._loading)
         self._stages = LoadedStages(self._weights, here, self._loading, self._report_lost)
         self._runner = StepRunner(self._compute, self._send_result, self._report_trouble)
-        self._surveyor = Surveyor(here, self._free_bytes(), directory / "measured", self._compute)
+        self._surveyor = Surveyor(here, self._free_bytes(), directory / "measured", self._loading)
         self._link = CoordinatorLink(
             self._membership.connect_to_coordinator,
             self._membership.explain_unreachable,

@@ -102,8 +102,11 @@ async def test_it_does_not_wait_for_ever(peers: Peers, tmp_path: Path, caplog: p
 
 
 async def test_peers_that_cannot_measure_share_the_model_evenly(peers: Peers, tmp_path: Path) -> None:
-    for name in (A, B, C):
-        peers.survey.take(peers.join(name), MeasureFailed(reason="no memory"))
+    members = [peers.join(name) for name in (A, B, C)]
+    peers.survey.ask()
+    for member in members:
+        assert peers.told(member)
+        peers.survey.take(member, MeasureFailed(reason="no memory"))
     peers.settle(dict.fromkeys((A, B, C), 0.001))
     placer = placer_of(peers, tmp_path, num_stages=2)
     await placer.plan(Present((A, B, C)))

@@ -3,6 +3,7 @@
 import pytest
 
 from distllm.engine.pipeline.coordinator import survey as module
+from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import EdgeDown, Measure, MeasureFailed, Probed, ProbeLinks
 from distllm.engine.pipeline.placement.measurements import COORDINATOR, Link, PeerId
 from distllm.engine.quantization.config import QuantizationConfig
@@ -95,11 +96,27 @@ async def test_a_peer_that_was_started_anew_is_measured_anew(peers: Peers) -> No
 
 async def test_who_could_not_measure_is_settled_and_no_part_of_the_cluster(peers: Peers) -> None:
     member = peers.join(A)
+    peers.survey.ask()
+    assert peers.told(member)
     peers.survey.take(member, MeasureFailed(reason="no memory"))
     peers.settle({A: 0.001})
     assert peers.survey.is_settled([A])
     assert peers.survey.cluster([A]).peers == ()
     assert peers.survey.unmeasured() == {A: "no memory"}
+
+
+async def test_who_could_not_measure_is_asked_again(peers: Peers) -> None:
+    peers.survey = Survey(peers.members, SAMPLE, first_pause_s=0.0)
+    member = peers.join(A)
+    for _ in range(3):
+        peers.survey.ask()
+        assert any(isinstance(message, Measure) for message in peers.told(member))
+        peers.survey.ask()
+        assert not any(isinstance(message, Measure) for message in peers.told(member)), "once before it answers"
+        peers.survey.take(member, MeasureFailed(reason="busy"))
+    peers.survey.ask()
+    peers.survey.take(member, peers.measured(member, 0.001))
+    assert peers.survey.unmeasured() == {}
 
 
 async def test_an_edge_that_cannot_be_reached_is_settled_and_no_link(peers: Peers) -> None:
