@@ -38,7 +38,7 @@ def choose_peers(cluster: Cluster, memory: StageMemory) -> PeerChoice:
     for peer in sorted(cluster.peers, key=lambda peer: peer.peer_id):
         most_layers = _most_layers(peer, memory)
         if peer.peer_id not in costs.layer_ns:
-            left_out.append(LeftOut(peer.peer_id, "the coordinator and it do not reach each other"))
+            left_out.append(LeftOut(peer.peer_id, "no way between the coordinator and it is measured"))
         elif most_layers == 0:
             left_out.append(LeftOut(peer.peer_id, "it has no room for a layer"))
         else:

@@ -39,7 +39,7 @@ def test_the_plan_reads_as_a_chain_with_its_figures() -> None:
         "  throughput 48.7 tokens/s with 1 stream of 2 in 1 micro-batch",
         "  bound by   memory of gpu",
         "  KV cache   6 blocks of 16 tokens",
-        "  left out   old: the coordinator and it do not reach each other",
+        "  left out   old: no way between the coordinator and it is measured",
         "  without laptop: does not fit",
     ]
 
