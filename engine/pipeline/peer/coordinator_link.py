@@ -21,7 +21,7 @@ from distllm.engine.pipeline.messages import (
     Welcome,
 )
 from distllm.engine.pipeline.security.join_token import JoinRefused
-from distllm.engine.pipeline.transport.client import Http2Client, Unreachable
+from distllm.engine.pipeline.transport.client import Http2Client, TurnedAway, Unreachable
 from distllm.engine.pipeline.wire.frame import Frame, encode_frame
 from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
@@ -70,6 +70,9 @@ class CoordinatorLink:
             try:
                 await self._follow()
                 pause_s = _RECONNECT_S[0]
+            except TurnedAway as error:
+                self._leave(str(error))
+                return
             except (Unreachable, MalformedFrame) as error:
                 try:
                     reason = await self._explain()

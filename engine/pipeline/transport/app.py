@@ -16,6 +16,9 @@ from distllm.engine.pipeline.security.ticket import TicketCheck, TicketRefused
 
 logger = logging.getLogger("distllm.pipeline")
 
+PUT_OUT = 410
+"""The status for a caller that was put out of the cluster: it need not call again."""
+
 TICKET_HEADER = "x-distllm-ticket"
 
 Scope = MutableMapping[str, Any]
@@ -91,7 +94,7 @@ class PeerApp:
         if caller is not None and self.is_removed(caller):
             logger.warning("%s was refused: it was put out of the cluster", caller)
             await _answer(
-                send, Reply.refusal(403, f"{caller} was put out of the cluster: join it with a new token")
+                send, Reply.refusal(PUT_OUT, f"{caller} was put out of the cluster: join it with a new token")
             )
         elif caller is None and path not in self.open_posts:
             await _answer(send, Reply.refusal(403, "this needs a certificate of the cluster: join it with a token"))

@@ -14,7 +14,7 @@ from distllm.engine.pipeline.patience import USUAL, Patience
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.peer_id import PeerId, server_name
 from distllm.engine.pipeline.security.ticket import Tickets
-from distllm.engine.pipeline.transport.app import TICKET_HEADER
+from distllm.engine.pipeline.transport.app import PUT_OUT, TICKET_HEADER
 from distllm.engine.pipeline.transport.server import FRAME_BYTES, WINDOW_BYTES
 
 _SETTLE_S = 0.05
@@ -23,6 +23,10 @@ _SETTLE_S = 0.05
 
 class Unreachable(ConnectionError):
     """No answer: the machine, the way to it, or its certificate is at fault."""
+
+
+class TurnedAway(Unreachable):
+    """The machine will not have this caller, however often it calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +96,14 @@ class Http2Client:
             raise Unreachable(self._reason(error)) from None
 
     async def stream(self, path: str) -> AsyncIterator[memoryview]:
-        """What comes down a stream, piece by piece, until it ends. Raises Unreachable."""
+        """What comes down a stream, piece by piece, until it ends. Raises Unreachable or TurnedAway."""
         try:
             getting = self._client.get(self._url + path).headers(self._headers())
             request = getting.streamed_read_buffer_limit(0).build_streamed()
             async with request as response:
                 if response.status != 200:
-                    raise Unreachable(bytes(await response.bytes()).decode(errors="replace"))
+                    reason = bytes(await response.bytes()).decode(errors="replace")
+                    raise TurnedAway(reason) if response.status == PUT_OUT else Unreachable(reason)
                 while (piece := await response.body_reader.read_chunk()) is not None:
                     yield memoryview(piece)
         except PyreqwestError as error:

@@ -171,7 +171,7 @@ async def test_who_was_put_out_is_refused_everywhere(
         async with connected(address, joined(authority, "peer-1", now), authority) as client:
             for path in ("/closed", "/open", "/stream"):
                 status, reason = await client.post(path, b"", TIMEOUT_S)
-                assert (status, reason) == (403, b"peer-1 was put out of the cluster: join it with a new token")
+                assert (status, reason) == (410, b"peer-1 was put out of the cluster: join it with a new token")
         async with connected(address, joined(authority, "peer-2", now), authority) as client:
             assert (await client.post("/closed", b"", TIMEOUT_S))[0] == 200
 
