@@ -110,6 +110,7 @@ def test_an_idle_stage_tells_its_end_as_well(last: Ranks) -> None:
 
 
 def test_a_stage_that_cannot_be_divided_is_refused_in_one_line(config: EngineConfig) -> None:
+    before = psutil.Process().children()
     with pytest.raises(RanksLost, match="4 attention heads cannot be divided over 5 ranks"):
         StageProcess(replace(config, tensor_parallel_size=5), LAST, lambda *_: None, lambda _: None)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(before)
