@@ -84,7 +84,7 @@ def streamed(
 def test_ranks_stream_their_own_parts_and_compute_the_same_bits(
     make_config: Callable[..., EngineConfig], kind: str, size: int, changes: dict[str, Any]
 ) -> None:
-    """Up to rounding where torch multiplies: on some processors its sums depend on where a weight lies in memory."""
+    """Up to rounding where torch multiplies: on some processors its sums depend on where weights are in memory."""
     config = make_config(kind, **changes)
     expected = logits(serve(config, size))
     ranks, weight_bytes = streamed(config, size, share=0.97)
