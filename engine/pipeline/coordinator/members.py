@@ -16,6 +16,8 @@ from distllm.engine.pipeline.transport.bulk import is_bulk
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.quantization.config import QuantizationWish
 
+_ASK_AGAIN_S = 60.0
+
 
 @dataclass(slots=True)
 class Member:
@@ -42,6 +44,7 @@ class Member:
     asked: dict[StageConfig, int] = field(default_factory=dict)
     fenced: int = -1
     standing: Standing = field(default_factory=Standing)
+    _ask_again_s: dict[StageConfig, float] = field(default_factory=dict)
 
     @property
     def trouble(self) -> str | None:
@@ -63,9 +66,15 @@ class Member:
         self.send_frame(b"".join(encode_frame(CONTROL, message)))
 
     def have_loaded(self, config: StageConfig) -> None:
-        """Ask for a stage, unless it was asked or refused it; the answer is in `loaded` or `refusals` one day."""
-        if config not in self.asked and self.refusals.reason(config) is None:
+        """Ask for a stage, unless it was asked or refused it; the answer is in `loaded` or `refusals` one day.
+
+        It is asked again after a while: an answer may be lost, and a peer that has the stage says so at once.
+        """
+        now_s = time.monotonic()
+        is_asked = config in self.asked and (config in self.loaded or now_s < self._ask_again_s.get(config, 0.0))
+        if not is_asked and self.refusals.reason(config) is None:
             self.asked[config] = self.free_bytes
+            self._ask_again_s[config] = now_s + _ASK_AGAIN_S
             self.send(Load(config=config))
 
     def refuse(self, config: StageConfig, reason: str) -> None:
