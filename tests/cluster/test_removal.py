@@ -17,7 +17,7 @@ from distllm.engine.pipeline.transport.client import Address, Http2Client
 from tests.cluster.conftest import MODEL, Servers, asks
 
 NUM_STREAMS, NUM_TOKENS = 8, 96
-TIMEOUT_S = 10.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")

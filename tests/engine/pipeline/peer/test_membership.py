@@ -65,7 +65,7 @@ async def test_members_answer_each_other_until_one_is_removed(
             assert await client.post("/who", b"", TIMEOUT_S) == (200, b"bob-1")
             ann.take(Removed(peer_ids=frozenset({"bob-1"})))
             status, _ = await client.post("/who", b"", TIMEOUT_S)
-            assert status == 403
+            assert status == 410
             ann.take(Welcome(version=1, beat_s=1.0))
             assert await client.post("/who", b"", TIMEOUT_S) == (200, b"bob-1")
         finally:
