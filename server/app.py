@@ -60,5 +60,6 @@ def create_app(
 
 
 def _only_route(engine: Engine, settings: FrontEndSettings) -> Router:
-    route = EngineRoute(settings.route, engine, settings.max_running, settings.max_live)
+    limits = (settings.max_running, settings.max_live, settings.token_budget)
+    route = EngineRoute(settings.route, engine, *limits)
     return Router([route], settings.target)

@@ -34,6 +34,11 @@ class MeasuredStream:
     def num_unfinished(self) -> int:
         return len(self._unfinished)
 
+    @property
+    def num_running(self) -> int:
+        """That have had a token."""
+        return 0 if self.pending_tokens else len(self._unfinished)
+
     def remaining(self, said_part: float) -> list[float]:
         """Tokens that each of its sequences is still to have, where they have this part of those they may have."""
         return [max(1.0, said_part * self._max_tokens - self._num_said[index]) for index in self._unfinished]
@@ -83,7 +88,9 @@ class MeasuredStream:
             inner.abort_sequence(index)
 
     def _note(self, output: SequenceOutput) -> None:
-        self.pending_tokens = 0
+        if self.pending_tokens:
+            self.pending_tokens = 0
+            self._route.begin_prompt()
         self._route.note_stats()
         self._num_said[output.index] += len(output.token_ids)
         if output.finish_reason is not None:

@@ -1,4 +1,4 @@
-"""Measures a route by a short request of its own: when its engine is ready, and when its figures have aged.
+"""Measures a route by short requests of its own: when its engine is ready, and when its figures have aged.
 
 Owns the tasks in which that happens.
 """
@@ -18,6 +18,8 @@ logger = logging.getLogger("distllm.server")
 
 _PROMPT_TOKENS = 128
 _NEW_TOKENS = 12
+_TOGETHER = 8
+"""Sequences that show what more of them cost."""
 _LIFE_S = 60.0
 """How long figures of a route that nothing runs on are believed."""
 _TIMEOUT_S = 60.0
@@ -65,7 +67,24 @@ def _can_probe(route: EngineRoute) -> bool:
 
 
 async def _probe(route: EngineRoute) -> None:
-    """Random tokens, so that no part of the prompt is cached. What it takes, the stream notes."""
+    """One sequence, then several that run together. What they take, their streams note.
+
+    What the first request of an engine takes says little of the next: it is forgotten.
+    """
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            if not route.pace.is_measured:
+                await _run(route, 1)
+                route.forget_pace()
+            await _run(route, 1)
+            if _can_probe(route):
+                await _run(route, min(_TOGETHER, route.max_running))
+    except (EngineDraining, EngineUnavailable, QueueFull, TimeoutError) as error:
+        logger.info("%s could not be measured: %s", route.name, error)
+
+
+async def _run(route: EngineRoute, num_sequences: int) -> None:
+    """Of random tokens, so that no part of the prompt is cached."""
     info = route.info
     num_prompt = min(_PROMPT_TOKENS, route.max_len() // 2)
     request = EngineRequest(
@@ -73,12 +92,9 @@ async def _probe(route: EngineRoute) -> None:
         prompt_ids=[random.randrange(info.vocab_size) for _ in range(num_prompt)],
         params=SamplingParams(max_tokens=min(_NEW_TOKENS, num_prompt), temperature=0.0, ignore_eos=True),
         seed=0,
-        sequences=[SequenceStart(0)],
+        sequences=[SequenceStart(index) for index in range(num_sequences)],
         arrival_s=time.time(),
     )
-    try:
-        async with asyncio.timeout(_TIMEOUT_S), route.submit(request, is_pinned=True) as stream:
-            async for _ in stream:
-                pass
-    except (EngineDraining, EngineUnavailable, QueueFull, TimeoutError) as error:
-        logger.info("%s could not be measured: %s", route.name, error)
+    async with route.submit(request, is_pinned=True) as stream:
+        async for _ in stream:
+            pass

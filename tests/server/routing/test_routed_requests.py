@@ -68,7 +68,7 @@ def peers() -> FakeEngine:
 def hybrid(local: FakeEngine, peers: FakeEngine) -> HybridEngine:
     members = []
     for name, engine, tpot_s in (("local", local, 0.02), ("pipeline", peers, 0.04)):
-        route = EngineRoute("local" if name == "local" else "pipeline", engine, max_running=4, max_live=8)
+        route = EngineRoute("local" if name == "local" else "pipeline", engine, max_running=4, max_live=8, token_budget=64)
         report_steps(engine, tpot_s)
         route.note_stats()
         members.append((route, cast(EngineClient, engine)))
@@ -267,10 +267,12 @@ async def test_figures_of_a_route_that_nothing_used_for_long_are_taken_anew(
     client: httpx.AsyncClient, hybrid: HybridEngine, peers: FakeEngine
 ) -> None:
     await client.post("/v1/completions", json=BODY)
-    [probe] = peers.requests
-    assert probe.request_id.startswith("probe-")
+    await hybrid.prober.measured(hybrid.router.routes[1])
+    assert [len(probe.sequences) for probe in peers.requests] == [1, 4], "alone, and as many as can run"
+    assert not asked_of(peers)
     await client.post("/v1/completions", json=BODY)
-    assert len(peers.requests) == 1, "they are new"
+    await hybrid.prober.measured(hybrid.router.routes[1])
+    assert len(peers.requests) == 2, "they are new"
 
 
 async def test_a_server_of_one_engine_has_one_route(engine: FakeEngine, byte_level: Tokenizer) -> None:
