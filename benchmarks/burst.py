@@ -1,8 +1,8 @@
 """How far predictions are off for requests that arrive all at once at a server that has only measured itself.
 
 `python -m benchmarks.burst` starts `distllm serve --mode hybrid` anew for every burst, so that nothing is known of
-load yet, and reads from its metrics what was predicted of the requests and what happened. Without `--peers` all runs
-on this machine; with two, requests spill over.
+load yet, and reads from its metrics what was predicted of the requests and what happened. Without `--peers` all
+runs on this machine; with two, requests spill over.
 """
 
 import argparse
@@ -65,7 +65,10 @@ def _run(directory: Path, num_requests: int, options: argparse.Namespace) -> lis
         if options.peers:
             cluster.wait_until_serving(options.peers)
         _wait_until_measured(cluster, 2 if options.peers else 1)
-        asks = [Ask(prompt=prompt, num_tokens=options.max_tokens, has_logprobs=False) for prompt in _prompts(num_requests, options)]
+        asks = [
+            Ask(prompt=prompt, num_tokens=options.max_tokens, has_logprobs=False)
+            for prompt in _prompts(num_requests, options)
+        ]
         streams = asyncio.run(run_streams(cluster.base_url, asks, _model_name(cluster)))
         if errors := [stream.error for stream in streams if stream.error is not None]:
             raise SystemExit(f"{len(errors)} requests failed: {errors[0]}")
@@ -96,9 +99,7 @@ def _wait_until_measured(cluster: Cluster, num_routes: int) -> None:
 
 def outcomes_of(metrics: str) -> Iterator[Outcome]:
     """What the metrics of a server say of all requests of which something was predicted."""
-    figures = {
-        (route, what, which, of): float(value) for which, what, of, route, value in _FIGURE.findall(metrics)
-    }
+    figures = {(route, what, which, of): float(value) for which, what, of, route, value in _FIGURE.findall(metrics)}
     for route, what in sorted({(route, what) for route, what, _, _ in figures}):
         num_requests = figures[route, what, "predicted", "count"]
         sums = [figures[route, what, which, "sum"] for which in ("predicted", "actual")]

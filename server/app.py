@@ -35,6 +35,7 @@ def create_app(
     `app.state.service.streams`, and written to `log` where there is one."""
     metrics = Metrics(engine, settings.model_names[0])
     router = engine.router if isinstance(engine, HybridEngine) else _only_route(engine, settings)
+    router.on_move = metrics.routes.count_move
     streams = KeptStreams(settings.resuming, engine, router, tokenizer, metrics, settings.model_names[0], log)
     metrics.register(StreamsCollector(streams))
     app = FastAPI(title="distllm", redirect_slashes=False)

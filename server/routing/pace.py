@@ -87,9 +87,7 @@ class Pace:
         tpot_s = (stats.decode_s_total - before.decode_s_total) / num_steps
         size = round(num_sequences).bit_length()
         known = self._points.get(size, _Point(num_sequences, tpot_s))
-        self._points[size] = _Point(
-            _smoothed(known.num_sequences, num_sequences), _smoothed(known.tpot_s, tpot_s)
-        )
+        self._points[size] = _Point(_smoothed(known.num_sequences, num_sequences), _smoothed(known.tpot_s, tpot_s))
 
     def _note_prefill(self, stats: EngineStats) -> None:
         """Without the time of a token in each step, which is predicted apart."""

@@ -1,6 +1,7 @@
 """A route: an engine under its name, how fast it is and what it has to do."""
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from distllm.engine.interface import ExecutorInfo
@@ -137,11 +138,16 @@ class EngineRoute:
         """It runs on other machines now."""
         self.pace = Pace(self.engine.stats)
 
-    def submit(self, request: EngineRequest, is_pinned: bool = False) -> MeasuredStream:
+    def submit(
+        self,
+        request: EngineRequest,
+        is_pinned: bool = False,
+        on_move: Callable[[Route], None] = lambda _: None,
+    ) -> MeasuredStream:
         """As Engine.submit, measured."""
         if self.pending_tokens == 0:
             self.begin_prompt()
-        stream = MeasuredStream(self, request, self.engine.submit(request), is_pinned)
+        stream = MeasuredStream(self, request, self.engine.submit(request), is_pinned, on_move)
         self.streams[stream] = None
         return stream
 
@@ -152,8 +158,8 @@ class EngineRoute:
     def _computed_after_s(self, num_prompt_tokens: int) -> float:
         """Until there is a place for one more sequence, and so many tokens of prompts are computed.
 
-        The prompts take their own time, and beside them every full step that of the sequences that run. These take a
-        token each of its budget, become more as prompts are done, and have in the same steps the tokens for which
+        The prompts take their own time, and beside them every full step that of the sequences that run. These take
+        a token each of its budget, become more as prompts are done, and have in the same steps the tokens for which
         those that wait for a place have to wait.
         """
         num_ahead = self._tokens_ahead()

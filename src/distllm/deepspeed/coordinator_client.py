@@ -35,7 +35,7 @@ _EXPLAIN_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What a server would do for a call. `prompt_tokens` are as its tokenizer counts, None where it does not say."""
+    """What a server would do for a call. Its tokenizer counts `prompt_tokens`; None where it does not say."""
 
     state: RouteState
     prompt_tokens: int | None = None

@@ -30,9 +30,9 @@ _CHARACTERS_A_TOKEN = 4
 class HybridInference(TextGenerator):
     """A model on this machine, and with a `coordinator_client` on others as well: each call takes one route.
 
-    That is the cheapest that is predicted to meet the target, else the fastest. `decision` is the latest. Prompts are
-    as long as the tokenizer of the engine here counts, else the server's; of a server that does not say, and without
-    an engine, a token is taken to be four characters.
+    That is the cheapest that is predicted to meet the target, else the fastest. `decision` is the latest. Prompts
+    are as long as the tokenizer of the engine here counts, else the server's; of a server that does not say, and
+    without an engine, a token is taken to be four characters.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ async def test_first_tokens_of_a_burst_at_a_cold_route_come_when_predicted(
 
 @pytest.mark.parametrize("num_requests", [1, 8, 32])
 async def test_the_time_a_token_takes_in_a_burst_is_that_of_a_batch(num_requests: int) -> None:
-    """Prompts that come later slow a request, and nobody knows of them: so no more than actual, and half at least."""
+    """Prompts that come later slow a request, and nobody knows of them: so it is half of actual at least."""
     burst = Burst()
     await burst.measure()
     names = await burst.run(num_requests, 96)

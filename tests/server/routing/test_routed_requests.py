@@ -68,7 +68,9 @@ def peers() -> FakeEngine:
 def hybrid(local: FakeEngine, peers: FakeEngine) -> HybridEngine:
     members = []
     for name, engine, tpot_s in (("local", local, 0.02), ("pipeline", peers, 0.04)):
-        route = EngineRoute("local" if name == "local" else "pipeline", engine, max_running=4, max_live=8, token_budget=64)
+        route = EngineRoute(
+            "local" if name == "local" else "pipeline", engine, max_running=4, max_live=8, token_budget=64
+        )
         report_steps(engine, tpot_s)
         route.note_stats()
         members.append((route, cast(EngineClient, engine)))

@@ -1,4 +1,4 @@
-"""The real scheduler over steps that cost made-up time on a clock of their own: what happens here can be predicted."""
+"""The real scheduler over steps that cost made-up time, on a clock of their own."""
 
 from collections import deque
 from types import TracebackType
