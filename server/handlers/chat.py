@@ -36,7 +36,8 @@ async def create_chat_completion(request: Request) -> Response:
     plan = await plan_chat(service, asked)
     routing = service.choose_route(plan, request.headers.get(ROUTE_HEADER))
     plan = plan.within(routing.route.max_len())
-    if asked.stream and (resumable := await begin_resumable(request, "chat", plan, asked, routing)):
+    resumable = await begin_resumable(request, "chat", plan, asked, routing) if asked.stream else {}
+    if isinstance(resumable, Response):
         return resumable
     generation = service.generation(plan, new_request_id("chat"), routing)
     chunks = ChatChunks(generation, service.tokenizer, service.answer_head(asked, routing))
@@ -46,7 +47,7 @@ async def create_chat_completion(request: Request) -> Response:
             frames(generation, chunks),
             generation,
             service.settings.keep_alive_s,
-            headers=generation.headers,
+            headers={**generation.headers, **resumable},
         )
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
