@@ -66,14 +66,23 @@ def one_by_one(kernels: CpuKernels, parts: LayerParts, x: Tensor, kv: tuple[Tens
 
     starts, computed, tables, slots = batch()
     heads = multiply(parts.qkv, norm(parts.input_norm, x)).view(ROWS, -1, DIM)
-    query, keys, values = heads.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
+    query, keys, values = heads[:, :HEADS], heads[:, HEADS:-KV_HEADS], heads[:, -KV_HEADS:]
     if parts.query_norm is not None and parts.key_norm is not None:
         query, keys = norm(parts.query_norm, query), norm(parts.key_norm, keys)
     for turned in (query, keys):
         kernels.rotary(turned, *rotation(x.dtype))
     kernels.write_kv(keys, values, *kv, slots)
-    options = {"scale": parts.scale, "sliding_window": parts.sliding_window, "kv_scales": kv[2:]}
-    attended = kernels.paged_attention(query, *kv[:2], starts, computed, tables, **options)  # type: ignore[arg-type]
+    attended = kernels.paged_attention(
+        query,
+        kv[0],
+        kv[1],
+        starts,
+        computed,
+        tables,
+        scale=parts.scale,
+        sliding_window=parts.sliding_window,
+        kv_scales=kv[2:],
+    )
     h = x + multiply(parts.out, attended.flatten(1))
     return h + multiply(parts.down, kernels.silu_mul(multiply(parts.gate_up, norm(parts.mlp_norm, h))))
 
