@@ -11,10 +11,11 @@ from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
 from distllm.engine.pipeline.coordinator.members import Members
-from distllm.engine.pipeline.coordinator.placer import Placer, Present
+from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
 from distllm.engine.pipeline.coordinator.seating import Seating
+from distllm.engine.pipeline.coordinator.situation import Present
 from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.wakefulness import Wakefulness
