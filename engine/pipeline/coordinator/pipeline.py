@@ -125,8 +125,9 @@ class Pipeline:
 
     def has_edge(self, source: PeerId, target: str, epoch: int) -> bool:
         """Whether a peer sends its steps to another in an epoch, which is the present one."""
-        pairs = ((stage.peer_id, successor.peer_id) for stage, successor in pairwise(self._stages))
-        return self._log is not None and epoch == self._log.epoch and (source, target) in pairs
+        if self._log is None or epoch != self._log.epoch:
+            return False
+        return any((stage.peer_id, after.peer_id) == (source, target) for stage, after in pairwise(self._stages))
 
     def relayed_to(self, sender: PeerId, epoch: int) -> PeerId | Status:
         """To whom the steps of a stage are to be relayed, or why they are not."""

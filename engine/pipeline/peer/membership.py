@@ -67,7 +67,7 @@ class Membership:
     async def connect(self, address: Address) -> Http2Client:
         """Raises Unreachable.
 
-        Without encryption nothing leaves this machine unless its coordinator is on another one, as somebody insisted.
+        Without encryption nothing leaves this machine unless the coordinator is on another, as somebody insisted.
         """
         if not self._is_encrypted and is_loopback(self.coordinator.host) and not is_loopback(address.host):
             raise Unreachable(

@@ -47,7 +47,7 @@ class Coordinator:
             self.tokens,
             Members(),
             settings,
-            Listeners(result=ignore, loading=ignore, measured=ignore, received=ignore, has_edge=ignore),
+            Listeners(result=ignore, loading=ignore, measured=ignore, received=ignore, has_edge=lambda *_: False),
             EventLog(),
             RemovedPeers(state_dir),
         )
