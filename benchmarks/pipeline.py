@@ -45,17 +45,12 @@ class Bench:
         self._cores = sorted(os.sched_getaffinity(0))
 
     def report(self) -> Report:
-        throughput = list(self._throughputs())
+        hop, latency = measure_hop(), self._latency()
         with self._cluster(num_stages=2, num_peers=3) as cluster:
             detection_ms = self._detection_ms(cluster)
             loss = self._loss(cluster)
-        return Report(
-            hop=measure_hop(),
-            throughput=throughput,
-            latency=self._latency(),
-            loss=loss,
-            detection_ms=detection_ms,
-        )
+        throughput = list(self._throughputs())
+        return Report(hop=hop, throughput=throughput, latency=latency, loss=loss, detection_ms=detection_ms)
 
     def _throughputs(self) -> Iterator[Throughput]:
         """One for each length of prompts, which the coordinators are told of."""
@@ -202,15 +197,17 @@ async def _kill_amid(cluster: Cluster, asks: Sequence[Ask]) -> list[WatchedStrea
 
 
 def _stop_until_noticed_ms(cluster: Cluster) -> float:
-    """From SIGSTOP of the last stage until the coordinator has found out. It is let go on then."""
-    victim, num_losses = cluster.peers[cluster.stages[-1]], cluster.num_losses
+    """From SIGSTOP of the last stage until the coordinator has found out. Returns once others serve."""
+    victim, num_losses, num_epochs = cluster.peers[cluster.stages[-1]], cluster.num_losses, cluster.num_epochs
     began_s = time.monotonic()
     victim.send_signal(signal.SIGSTOP)
     try:
         cluster.wait_until(lambda: cluster.num_losses > num_losses, "the loss is noticed")
-        return 1000 * (time.monotonic() - began_s)
+        noticed_s = time.monotonic() - began_s
     finally:
         victim.send_signal(signal.SIGCONT)
+    cluster.wait_until(lambda: cluster.num_epochs > num_epochs, "the stages serve again")
+    return 1000 * noticed_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
