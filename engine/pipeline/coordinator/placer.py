@@ -233,7 +233,8 @@ class Placer:
         seats = seats_of(result.plan)
         if seats == list(present.serving) or situation.refuses(seats):
             return None
-        if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective):
+        least_gain = self._settings.replan_gain
+        if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective, least_gain):
             return None
         logger.info("a better plan for %s: %s", objective, _in_words(result.prediction))
         return seats

@@ -50,7 +50,7 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply, certified_caller, ticketed_caller
 from distllm.engine.pipeline.wire.frame import decode_frame
-from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame, OtherKind
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -186,9 +186,9 @@ class Reception:
     async def _report(self, caller: PeerId | None, body: bytes) -> Reply:
         assert caller is not None
         try:
-            frame = decode_frame(body, len(body))
+            frame = decode_frame(body, self._settings.max_message_bytes)
             if frame.kind != CONTROL:
-                return Reply.refusal(400, f"a frame of kind {frame.kind} is no report")
+                raise OtherKind(frame.kind, "report")
             message = frame.header(_decode_report)
         except MalformedFrame as error:
             logger.warning("%s sent what is no report: %s", caller, error)

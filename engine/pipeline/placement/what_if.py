@@ -9,9 +9,6 @@ from distllm.engine.pipeline.placement.plan import Objective, Workload
 from distllm.engine.pipeline.placement.prediction import Prediction
 from distllm.engine.pipeline.placement.search import Found, SearchResult, search_plan
 
-_HYSTERESIS = 0.2
-"""A plan that is better by less than this part is not worth the change: predictions are no better than that."""
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -85,13 +82,15 @@ def pays_back(
     reload_s: float,
     horizon_s: float,
     objective: Objective = "throughput",
+    least_gain: float = 0.2,
 ) -> bool:
-    """Whether changing plans, and serving nothing for `reload_s`, gives a fifth more tokens in `horizon_s`.
+    """Whether changing plans, and serving nothing for `reload_s`, gives more tokens in `horizon_s` by that part.
 
+    Predictions are no better than a fifth, so that less is hardly worth a change.
     Tokens of all streams for throughput, of a single one for latency.
     """
     serving_s = max(0.0, horizon_s - reload_s)
-    return _rate(new, objective) * serving_s > (1 + _HYSTERESIS) * _rate(old, objective) * horizon_s
+    return _rate(new, objective) * serving_s > (1 + least_gain) * _rate(old, objective) * horizon_s
 
 
 def _rate(prediction: Prediction, objective: Objective) -> float:

@@ -147,6 +147,15 @@ async def test_a_plan_that_is_hardly_better_is_left(peers: Peers, tmp_path: Path
     assert placer.seats((A, B)) is None
 
 
+async def test_what_counts_as_better_may_be_set(peers: Peers, tmp_path: Path) -> None:
+    peers.join(A)
+    peers.join(B)
+    peers.settle({A: 0.001, B: 0.001})
+    placer = placer_of(peers, tmp_path, replan_gain=1e6)
+    await placer.plan(Present((A, B), ALL_ON_A, num_blocks=64))
+    assert placer.better is None
+
+
 async def test_a_given_number_of_stages_is_made_up_whether_it_pays_or_not(peers: Peers, tmp_path: Path) -> None:
     peers.join(A)
     peers.join(B)

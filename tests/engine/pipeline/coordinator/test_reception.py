@@ -45,6 +45,7 @@ from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 from tests.engine.pipeline.coordinator.peers import SAMPLE, WHOLE
+from tests.engine.pipeline.waiting import TIMEOUT_S
 from tests.scheduler.slot_executor import executor_info
 
 
@@ -247,17 +248,26 @@ async def test_a_peer_that_is_of_no_use_is_told_why(
     assert (await coordinator.report(PEER, hello())).status == 200
 
 
-async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
+async def test_what_is_no_report_is_refused_in_the_words_of_the_log_and_changes_nothing(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def why_refused(body: bytes) -> str:
+        caplog.clear()
+        reply = await coordinator.app.posts["/v1/report"](PEER, body)
+        reason = reply.body.decode()
+        assert (reply.status, caplog.messages) == (400, [f"{PEER} sent what is no report: {reason}"])
+        return reason
+
     coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
     beat = b"".join(encode_frame(CONTROL, Beat(boot="boot-1", busy_s=0.5)))
     for position in range(len(beat)):
         damaged = bytearray(beat)
         damaged[position] ^= 0x10
-        assert (await coordinator.app.posts["/v1/report"](PEER, bytes(damaged))).status == 400
-        assert (await coordinator.app.posts["/v1/report"](PEER, beat[:position])).status == 400
+        assert await why_refused(bytes(damaged))
+        assert "ended after" in await why_refused(beat[:position])
     step = b"".join(encode_frame(STEP, Beat(boot="boot-1", busy_s=0.5)))
-    assert (await coordinator.app.posts["/v1/report"](PEER, step)).status == 400
+    assert await why_refused(step) == f"a frame of kind {STEP} is no report"
     assert coordinator.members[PEER].busy_s == 0.0
     assert (await coordinator.app.posts["/v1/report"](PEER, beat)).status == 200
     assert coordinator.members[PEER].busy_s == 0.5
@@ -301,8 +311,8 @@ async def test_a_stage_that_is_lost_may_be_asked_for_again(coordinator: Coordina
 
 
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:
-    waiting = asyncio.create_task(coordinator.members.wait_for_change(20.0))
+    waiting = asyncio.create_task(coordinator.members.wait_for_change(3600.0))
     await asyncio.sleep(0)
     coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
-    await asyncio.wait_for(waiting, 5.0)
+    await asyncio.wait_for(waiting, TIMEOUT_S)

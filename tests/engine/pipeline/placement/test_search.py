@@ -1,7 +1,7 @@
 """The search finds what trying every plan finds."""
 
 from random import Random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import assume, given, settings
@@ -202,12 +202,13 @@ def test_of_more_than_ten_peers_the_largest_are_considered_where_the_fastest_hav
     large = [peer("x", 0.1, free_bytes=1600), peer("y", 0.1, free_bytes=1600)]
     result = found(cluster(24, *small, *large), ONE_TOKEN, "latency")
     assert {"x", "y"} <= {stage.peer_id for stage in result.plan.stages}
+    assert len(result.left_out) >= 2
     assert all("room for more layers" in left.reason for left in result.left_out)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_ten_peers_and_eighty_layers_take_seconds_at_most(objective: Objective) -> None:
-    """Half a second on an idle core; the bound is for a busy one."""
+    """Half a second of a core, whatever else it does; the bound is for a slow one."""
     draw = Random(3)
     peers = tuple(peer(f"p{n}", draw.uniform(0.001, 0.002), free_bytes=draw.randint(1000, 2000)) for n in range(10))
     links = tuple(
@@ -215,9 +216,9 @@ def test_ten_peers_and_eighty_layers_take_seconds_at_most(objective: Objective) 
         for link in full_mesh(peers)
     )
     workload = Workload(prompt_tokens=8, output_tokens=8, num_streams=16, max_in_flight=8, chunk_tokens=2)
-    begin = perf_counter()
+    begin = thread_time()
     found(Cluster(model(80), peers, links), workload, objective)
-    assert perf_counter() - begin < 5
+    assert thread_time() - begin < 5
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
