@@ -126,7 +126,7 @@ async def _coordinate(
     routes = Routes(members, survey, settings.compression)
     pipeline = Pipeline(members, whole, model.vocab_size, placer, routes, settings, events)
     relay = Relay(members, pipeline.relayed_to, settings.max_message_bytes)
-    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events)
+    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events, RemovedPeers(state_dir))
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
     reception = Reception(

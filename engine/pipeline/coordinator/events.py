@@ -10,7 +10,8 @@ from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent, EventKind
 
 _MAX_EVENTS = 100
-_MAX_TEXT_LEN = 300
+MAX_TEXT_LEN = 300
+_LONGEST_WORD = 40
 
 
 class EventLog:
@@ -58,6 +59,10 @@ class EventLog:
         self._has_unwritten.set()
 
 
-def printable(text: str) -> str:
-    """A short line of somebody else's text."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_TEXT_LEN])
+def printable(text: str, max_len: int = MAX_TEXT_LEN) -> str:
+    """A short line of somebody else's text. What is left out begins at a word, and is marked."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:max_len])
+    if len(text) <= max_len:
+        return line
+    end = max(line.rfind(" ", max_len - _LONGEST_WORD), 0) or max_len - 2
+    return f"{line[:end].rstrip()} …"

@@ -34,7 +34,13 @@ def test_a_text_is_one_short_line_whatever_a_peer_says(text: str) -> None:
     line = printable(text)
     assert len(line) <= 300
     assert line.isprintable()
-    assert line == text[:300] or not text[:300].isprintable()
+    assert line == text or len(text) > 300 or not text.isprintable()
+
+
+def test_a_text_that_is_too_long_ends_with_a_whole_word() -> None:
+    line = printable(" ".join(["layers"] * 60))
+    assert line.endswith(" layers …")
+    assert set(line.split()) == {"layers", "…"}
 
 
 async def test_news_that_came_before_the_wait_ends_it() -> None:
