@@ -36,7 +36,9 @@ class ObservedCluster:
         routes = Routes(self.members, self.survey, "none")
         settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), beat_s=20.0)
         self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, self.placer, routes, settings, self.events)
-        self.observer = Observer(self.members, self.survey, self.pipeline, WHOLE, num_stages, self.events, self.removed)
+        self.observer = Observer(
+            self.members, self.survey, self.pipeline, WHOLE, num_stages, self.events, self.removed
+        )
         self.peers: dict[str, FakePeer] = {}
         self.loads = True
 
