@@ -152,7 +152,10 @@ async def _join(coordinator: Address, token: str, name: str, hosts: list[str], d
             return
         except Unreachable as error:
             if not has_complained:
-                sys.stderr.write(f"distllm: {error}; trying again until it can\n")
+                sys.stderr.write(
+                    f"distllm: {error}; trying again until it can. If it is running, check the port of --join: "
+                    "its log says at which peers may join\n"
+                )
             has_complained = True
         await asyncio.sleep(_RETRY_S)
 
@@ -175,7 +178,13 @@ def _parse_size(flag: str, text: str) -> int:
 
 def own_address(coordinator: Address) -> str:
     """The address of this machine towards the coordinator. Raises OSError where there is no way there."""
-    ((family, *_, place), *_) = socket.getaddrinfo(coordinator.host, coordinator.port, type=socket.SOCK_DGRAM)
+    try:
+        ((family, *_, place), *_) = socket.getaddrinfo(coordinator.host, coordinator.port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        raise OSError(
+            f"--join: {coordinator.host} cannot be looked up: {error.strerror}; is it mistyped? An IP address does "
+            "as well"
+        ) from None
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(place)  # sends nothing
         return str(probe.getsockname()[0])

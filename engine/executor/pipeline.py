@@ -155,7 +155,7 @@ async def _coordinate(
     try:
         port = await desk.open()
     except OSError as error:
-        raise ClusterStateError(f"coordinator.port {settings.port}: {error}; choose another port") from None
+        raise ClusterStateError(f"{error}; see coordinator.host and coordinator.port") from None
     write_encryption(state_dir, is_encrypted=is_encrypted)
     if not is_encrypted:
         logger.warning("connections are not encrypted: who can listen can read and change everything")

@@ -75,6 +75,12 @@ def test_a_name_that_nobody_has_is_doubted(three: Cluster) -> None:
     assert "no anm-0000 was seen here lately, is it mistyped? Seen were: " in remove(three, "anm-0000")
 
 
+def test_a_token_s_command_leads_to_the_coordinator(three: Cluster) -> None:
+    words = [sys.executable, "-m", "distllm.server", "token", "--state", str(three.state_dir)]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f" --join {LOOPBACK}:{three.port} --token" in shown
+
+
 async def streams_outlive_a_removal(cluster: Cluster, plain_url: str) -> None:
     expected = await run_streams(plain_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
     load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)

@@ -1,6 +1,7 @@
 """What `distllm peer` makes of its flags."""
 
 import argparse
+import socket
 
 import pytest
 
@@ -59,3 +60,16 @@ def test_a_flag_that_cannot_be_is_one_line_and_status_2(
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_a_name_that_nobody_knows_is_told_with_its_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def know_nobody(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", know_nobody)
+    assert cli.main(["peer", *JOIN]) == 1
+    assert (
+        "--join: gpu-1 cannot be looked up: Name or service not known; is it mistyped?" in capsys.readouterr().err
+    )
