@@ -140,8 +140,8 @@ def test_the_board_has_what_the_page_of_a_cluster_shows() -> None:
     shown = set().union(*map(metric_names, queries()))
     figures = (
         "peers stage_layers peer_compute_seconds_total stage_kv_blocks beat_age_seconds stage_predicted_seconds "
-        "link_seconds link_delay_seconds link_bytes_per_second link_goodput_bytes_per_second epoch recoveries_total "
-        "recovery_seconds_total last_recovery_seconds free_bytes round_trip_seconds"
+        "link_seconds link_delay_seconds link_bytes_per_second link_goodput_bytes_per_second epoch "
+        "recoveries_total recovery_seconds_total last_recovery_seconds free_bytes round_trip_seconds"
     )
     assert {f"distllm_cluster_{figure}" for figure in figures.split()} <= shown
 
