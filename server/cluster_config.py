@@ -3,7 +3,6 @@
 Every setting has a default, so that an empty file will do. They come from the file alone.
 """
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.plan import Objective
+from distllm.engine.pipeline.security.host import is_loopback
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.codec_names import Compression
 from distllm.server.config import InvalidSettings, Section
@@ -101,14 +101,6 @@ def load_cluster_config(path: Path, allow_plaintext: bool = False) -> ClusterCon
     if fault := _fault(config, allow_plaintext):
         raise InvalidSettings(f"config file {path}: setting {fault}")
     return config
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:

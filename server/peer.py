@@ -19,6 +19,7 @@ from distllm.engine.offload.errors import OffloadError, check_offload
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
 from distllm.engine.pipeline.security.encryption import read_encryption
+from distllm.engine.pipeline.security.host import is_loopback
 from distllm.engine.pipeline.security.identity import InvalidIdentity
 from distllm.engine.pipeline.security.identity_files import IdentityFiles, NoIdentity
 from distllm.engine.pipeline.security.join_token import JoinRefused, JoinToken
@@ -27,7 +28,6 @@ from distllm.engine.pipeline.security.state_dir import ClusterStateError, defaul
 from distllm.engine.pipeline.transport.client import Address, Unreachable
 from distllm.engine.pipeline.weights.folders import WeightFolders, default_cache_dir
 from distllm.engine.python_command import python_command
-from distllm.server.cluster_config import is_loopback
 from distllm.server.config import InvalidSettings
 from distllm.server.peer_lock import held_alone
 

@@ -18,6 +18,7 @@ from distllm.engine.pipeline.coordinator.desk import Desk
 from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.holders import Holders
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.model_sample import ModelSample, sample_model
@@ -134,10 +135,13 @@ async def _coordinate(
         tokens,
         members,
         settings,
-        pipeline.take_result,
-        on_loading,
-        survey.take,
-        relay.take_receipt,
+        Listeners(
+            result=pipeline.take_result,
+            loading=on_loading,
+            measured=survey.take,
+            received=relay.take_receipt,
+            has_edge=pipeline.has_edge,
+        ),
         events,
         RemovedPeers(state_dir),
         model.why_refused,

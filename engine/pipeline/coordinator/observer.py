@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 
 from distllm.engine.numerics import quantization_of
-from distllm.engine.pipeline.coordinator.events import MAX_TEXT_LEN, EventLog, printable
+from distllm.engine.pipeline.coordinator.events import EventLog, printable
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.pipeline import Pipeline
 from distllm.engine.pipeline.coordinator.routes import Route
@@ -33,10 +33,9 @@ from distllm.engine.pipeline.security.state_dir import ClusterStateError
 logger = logging.getLogger("distllm.pipeline")
 
 _EVERY_S = 1.0
+_MAX_WAITING_LEN = 1000
 _GONE_SHOWN_S = 600.0
 """How long a peer that has gone is still told of."""
-_MAX_WAITING_LEN = 1000
-"""The reason of every peer that cannot serve may be in it."""
 
 
 class Observer:
@@ -83,7 +82,7 @@ class Observer:
             time_s=time.time(),
             epoch=status.epoch,
             is_serving=status.is_serving,
-            waiting=_printable(status.waiting, _MAX_WAITING_LEN),
+            waiting=None if status.waiting is None else printable(status.waiting, _MAX_WAITING_LEN),
             num_stages=max(self._num_needed, len(stages)),
             num_layers=self._num_layers,
             num_in_flight=status.num_in_flight,
@@ -171,8 +170,8 @@ def _log_failure(task: "asyncio.Task[None]") -> None:
         logger.error("the cluster is not told of any more", exc_info=error)
 
 
-def _printable(text: str | None, max_len: int = MAX_TEXT_LEN) -> str | None:
-    return None if text is None else printable(text, max_len)
+def _printable(text: str | None) -> str | None:
+    return None if text is None else printable(text)
 
 
 def _state(member: Member, is_serving: bool, is_removed: bool) -> PeerState:

@@ -108,7 +108,7 @@ class Placer:
         if wanted is not None and present.serving:
             wanted = min(wanted, len(present.peer_ids)) or None
         is_settled = bool(present.serving) or self._is_settled(present)
-        cluster = self._survey.cluster(present.peer_ids, present.quantization)
+        cluster = self._survey.cluster(present.peer_ids, present.quantization, self._settings.compression)
         return Situation(present, self._refused(present), cluster, self._workload(present), wanted, is_settled)
 
     def _refused(self, present: Present) -> dict[tuple[str, Layers], str]:

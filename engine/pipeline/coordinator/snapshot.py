@@ -7,9 +7,9 @@ import msgspec
 
 from distllm.engine.pipeline.wire.codec_names import CodecName
 
-PeerState = Literal["serving", "spare", "joining", "unusable", "gone", "removed"]
-"""In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; connected, but passed over
-for what its `trouble` says; not connected; put out by the operator."""
+PeerState = Literal["serving", "spare", "unusable", "joining", "gone", "removed"]
+"""In the pipeline; with layers loaded to take a lost one's place; connected, but passed over for what its `trouble`
+says; with no layers yet; not connected; put out of the cluster."""
 
 
 EventKind = Literal[

@@ -465,6 +465,9 @@ async def test_stages_that_cannot_reach_each_other_are_relayed_between_and_nobod
     await until(lambda: len(first.steps) == 1)
     epoch = first.fences[-1].epoch
     assert cluster.pipeline.relayed_to(first.peer_id, epoch) is Status.REFUSED, "they reach each other"
+    assert cluster.pipeline.has_edge(first.peer_id, second.peer_id, epoch)
+    assert not cluster.pipeline.has_edge(second.peer_id, first.peer_id, epoch)
+    assert not cluster.pipeline.has_edge(first.peer_id, second.peer_id, epoch - 1)
     first.withholds = False
     cluster.survey.take(
         cluster.members[first.peer_id], EdgeDown(epoch=epoch, successor=second.peer_id, reason="refused")

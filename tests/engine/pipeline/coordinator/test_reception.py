@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.delivery import Status
@@ -73,6 +74,7 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
+        self.edges = {(PEER, "peer-2", 1)}
         self.measured: list[object] = []
         self.received: list[tuple[PeerId, Received]] = []
         self.removed = RemovedPeers(state_dir)
@@ -89,10 +91,13 @@ class Coordinator:
             tokens,
             self.members,
             settings,
-            note,
-            ignore,
-            lambda _, message: self.measured.append(message),
-            lambda *received: self.received.append(received),
+            Listeners(
+                result=note,
+                loading=ignore,
+                measured=lambda _, message: self.measured.append(message),
+                received=lambda *received: self.received.append(received),
+                has_edge=lambda *edge: edge in self.edges,
+            ),
             self.events,
             self.removed,
             why_refused,
@@ -198,6 +203,22 @@ async def test_a_way_that_is_closed_is_nobody_s_fault_and_a_refusal_is_the_refus
     received = Received(epoch=1, number=2, status=Status.ACCEPTED)
     await coordinator.report(PEER, received)
     assert coordinator.received == [(PEER, received)]
+
+
+@pytest.mark.parametrize("is_refusal", [False, True])
+@pytest.mark.parametrize(
+    ("sender", "successor", "epoch"), [(PEER, "peer-3", 1), ("peer-2", PEER, 1), (PEER, "peer-2", 0)]
+)
+async def test_nobody_is_blamed_by_one_who_does_not_send_to_it(
+    coordinator: Coordinator, sender: str, successor: str, epoch: int, is_refusal: bool
+) -> None:
+    coordinator.app.streams[LINK_PATH](PeerId(sender))
+    await coordinator.report(PeerId(sender), hello())
+    down = EdgeDown(epoch=epoch, successor=successor, reason="refused", is_refusal=is_refusal)
+    assert (await coordinator.report(PeerId(sender), down)).status == Status.STALE
+    assert coordinator.members[PeerId(successor)].trouble is None
+    assert not coordinator.measured
+    assert "failed" not in {event.kind for event in coordinator.events.recent()}
 
 
 async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coordinator) -> None:

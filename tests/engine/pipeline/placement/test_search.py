@@ -53,9 +53,7 @@ def best_by_trial(cluster: Cluster, workload: Workload, objective: Objective) ->
     reached = tuple(
         peer for peer in cluster.peers if {(COORDINATOR, peer.peer_id), (peer.peer_id, COORDINATOR)} <= ends
     )
-    plans = every_plan(
-        Cluster(cluster.model, reached, cluster.links), max(workload.min_blocks, workload.blocks_per_stream)
-    )
+    plans = every_plan(replace(cluster, peers=reached), max(workload.min_blocks, workload.blocks_per_stream))
     return min((rank(predict(cluster, plan, workload), objective) for plan in plans), default=None)
 
 
@@ -119,7 +117,7 @@ def test_the_order_of_peers_and_links_changes_nothing(
     peers, links = list(cluster.peers), list(cluster.links)
     Random(seed).shuffle(peers)
     Random(seed).shuffle(links)
-    shuffled = Cluster(cluster.model, tuple(peers), tuple(links))
+    shuffled = replace(cluster, peers=tuple(peers), links=tuple(links))
     assert search_plan(cluster, workload, objective) == search_plan(shuffled, workload, objective)
 
 
@@ -233,7 +231,7 @@ def test_a_given_number_of_stages_is_kept_and_the_best_of_these_is_found(
         peer for peer in cluster.peers if {(COORDINATOR, peer.peer_id), (peer.peer_id, COORDINATOR)} <= ends
     )
     min_blocks = max(workload.min_blocks, workload.blocks_per_stream)
-    plans = every_plan(Cluster(cluster.model, reached, cluster.links), min_blocks)
+    plans = every_plan(replace(cluster, peers=reached), min_blocks)
     ranks = [rank(predict(cluster, plan, workload), objective) for plan in plans if len(plan.stages) == num_stages]
     result = search_plan(cluster, workload, objective, num_stages)
     if not ranks:
