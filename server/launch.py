@@ -27,7 +27,7 @@ from distllm.engine.distributed.launcher.launch import (
 from distllm.engine.distributed.launcher.launcher_end import end_with_launcher
 from distllm.engine.distributed.launcher.rank_agent import run_agent
 from distllm.engine.distributed.launcher.rendezvous import listen_for_ranks
-from distllm.engine.embedded import checkpoint_path
+from distllm.engine.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.security.encryption import write_encryption
@@ -55,7 +55,6 @@ logger = logging.getLogger("distllm.server")
 
 _CONNECTIONS_A_DESCRIPTOR = 0.75
 """The rest of the file descriptors is for everything else."""
-EMBEDDED_MODEL_NAME = "distllm-embedded"
 
 
 def serve(settings: Settings) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.checkpoint_name import checkpoint_name
 from distllm.engine.config import DtypeName, EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import resolve_dtype
@@ -188,7 +189,7 @@ def describe_model(config: EngineConfig, fingerprint: str) -> StageConfig:
     checkpoint = open_checkpoint(path)
     text = load_config(checkpoint).get_text_config()
     return StageConfig(
-        model=path.name,
+        model=checkpoint_name(path),
         fingerprint=fingerprint,
         begin=0,
         end=text.num_hidden_layers,

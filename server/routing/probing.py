@@ -18,6 +18,8 @@ logger = logging.getLogger("distllm.server")
 
 _PROMPT_TOKENS = 128
 _NEW_TOKENS = 12
+_NUM_SEQUENCES = (1, 8)
+"""Of one probe after the other: what a burst would take cannot be told from a single sequence."""
 _LIFE_S = 60.0
 """How long figures of a route that nothing runs on are believed."""
 _TIMEOUT_S = 60.0
@@ -65,20 +67,27 @@ def _can_probe(route: EngineRoute) -> bool:
 
 
 async def _probe(route: EngineRoute) -> None:
-    """Random tokens, so that no part of the prompt is cached. What it takes, the stream notes."""
-    info = route.info
-    num_prompt = min(_PROMPT_TOKENS, route.max_len() // 2)
-    request = EngineRequest(
-        request_id=f"probe-{uuid.uuid4().hex}",
-        prompt_ids=[random.randrange(info.vocab_size) for _ in range(num_prompt)],
-        params=SamplingParams(max_tokens=min(_NEW_TOKENS, num_prompt), temperature=0.0, ignore_eos=True),
-        seed=0,
-        sequences=[SequenceStart(0)],
-        arrival_s=time.time(),
-    )
+    """What it takes, the streams note. Ends where a request has come meanwhile."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S), route.submit(request, is_pinned=True) as stream:
-            async for _ in stream:
-                pass
+        async with asyncio.timeout(_TIMEOUT_S):
+            for num_sequences in sorted({min(number, route.max_running) for number in _NUM_SEQUENCES}):
+                if not _can_probe(route):
+                    return
+                async with route.submit(_request(route, num_sequences), is_pinned=True) as stream:
+                    async for _ in stream:
+                        pass
     except (EngineDraining, EngineUnavailable, QueueFull, TimeoutError) as error:
         logger.info("%s could not be measured: %s", route.name, error)
+
+
+def _request(route: EngineRoute, num_sequences: int) -> EngineRequest:
+    """Random tokens, so that no part of the prompt is cached."""
+    vocab_size, num_prompt = route.info.vocab_size, min(_PROMPT_TOKENS, route.max_len() // 2)
+    return EngineRequest(
+        request_id=f"probe-{uuid.uuid4().hex}",
+        prompt_ids=[random.randrange(vocab_size) for _ in range(num_prompt)],
+        params=SamplingParams(max_tokens=min(_NEW_TOKENS, num_prompt), temperature=0.0, ignore_eos=True),
+        seed=0,
+        sequences=[SequenceStart(index) for index in range(num_sequences)],
+        arrival_s=time.time(),
+    )

@@ -39,7 +39,7 @@ class EngineRoute:
         self.engine = engine
         self.pace = Pace(engine.stats)
         self.streams: dict[MeasuredStream, None] = {}  # in the order in which they came
-        self._max_running = max_running
+        self.max_running = max_running
         self._max_live = max_live
 
     @property
@@ -111,7 +111,7 @@ class EngineRoute:
 
     def route_state(self, size: Size) -> RouteState:
         """What it would do for one more request."""
-        num_after = min(self.num_live + size.num_sequences, self._max_running)
+        num_after = min(self.num_live + size.num_sequences, self.max_running)
         tpot_s = self.pace.tpot_s(num_after) or UNMEASURED_TPOT_S
         prefill_tokens_per_s = self.pace.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S
         return RouteState(
@@ -143,6 +143,6 @@ class EngineRoute:
         ends: list[float] = []
         for stream in self.streams:
             for num_tokens in stream.remaining(said_part):
-                begin = heapq.heappop(ends) if len(ends) == self._max_running else 0.0
+                begin = heapq.heappop(ends) if len(ends) == self.max_running else 0.0
                 heapq.heappush(ends, begin + num_tokens)
-        return ends[0] if len(ends) == self._max_running else 0.0
+        return ends[0] if len(ends) == self.max_running else 0.0

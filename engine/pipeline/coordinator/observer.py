@@ -31,6 +31,7 @@ from distllm.engine.pipeline.security.peer_id import PeerId
 logger = logging.getLogger("distllm.pipeline")
 
 _EVERY_S = 1.0
+_MAX_WAITING_LEN = 1000
 _GONE_SHOWN_S = 600.0
 """How long a peer that has gone is still told of."""
 
@@ -75,7 +76,7 @@ class Observer:
             time_s=time.time(),
             epoch=status.epoch,
             is_serving=status.is_serving,
-            waiting=_printable(status.waiting),
+            waiting=None if status.waiting is None else printable(status.waiting, _MAX_WAITING_LEN),
             num_stages=max(self._num_needed, len(stages)),
             num_layers=self._num_layers,
             num_in_flight=status.num_in_flight,
@@ -120,7 +121,7 @@ class Observer:
             state=_state(member, status.is_serving and seat is not None),
             stage=seat,
             loaded=sorted((config.begin, config.end) for config in member.loaded),
-            trouble=_printable(member.trouble),
+            trouble=_printable(_why_unusable(member)),
             beat_age_s=member.silent_s,
             busy_s=member.busy_s,
             free_bytes=member.free_bytes,
@@ -166,8 +167,18 @@ def _printable(text: str | None) -> str | None:
 
 
 def _state(member: Member, is_serving: bool) -> PeerState:
+    if member.is_removed:
+        return "removed"
     if not member.is_connected:
         return "gone"
     if is_serving:
         return "serving"
+    if _why_unusable(member) is not None:
+        return "unusable"
     return "spare" if member.loaded else "joining"
+
+
+def _why_unusable(member: Member) -> str | None:
+    """What it is blamed for, or why it has no layers."""
+    refused = None if member.loaded else next((reason for _, reason in member.refusals.believed()), None)
+    return member.trouble or refused

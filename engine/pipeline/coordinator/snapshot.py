@@ -7,8 +7,9 @@ import msgspec
 
 from distllm.engine.pipeline.wire.codec_names import CodecName
 
-PeerState = Literal["serving", "spare", "joining", "gone"]
-"""In the pipeline; with layers loaded to take a lost one's place; with none loaded yet; not connected."""
+PeerState = Literal["serving", "spare", "unusable", "joining", "gone", "removed"]
+"""In the pipeline; with layers loaded to take a lost one's place; of no use for a reason; with none loaded yet; not
+connected; put out of the cluster."""
 
 
 EventKind = Literal[

@@ -3,7 +3,7 @@
 
 const TONES = {
   serving: "good", ready: "good", recovered: "good", joined: "good", connected: "good",
-  spare: "busy", planned: "busy", joining: "warn", waiting: "warn", starting: "warn", restarting: "warn",
+  spare: "busy", planned: "busy", unusable: "bad", removed: "faint", rounding: "warn", joining: "warn", waiting: "warn", starting: "warn", restarting: "warn",
   draining: "warn", suspected: "warn", refused: "warn", gone: "bad", failed: "bad", stopped: "bad", offline: "bad",
 };
 const UNKNOWN = "–";
@@ -56,7 +56,7 @@ function tokensPerSecond(report) {
 function figures(report) {
   const { cluster, stats } = report;
   const shown = {
-    "Epoch": cluster.epoch ?? UNKNOWN,
+    "Epoch": epoch(cluster.epoch),
     "Stages": `${cluster.stages.length} of ${cluster.num_stages}`,
     "Steps in flight": cluster.num_in_flight,
     "Running": stats.num_running,
@@ -69,6 +69,14 @@ function figures(report) {
   };
   return Object.entries(shown).map(([name, value]) =>
     element("div", "", element("dt", "", name), element("dd", "", value)));
+}
+
+function epoch(number) {
+  if (number === null) return UNKNOWN; // it begins with the time in milliseconds: the last digits tell them apart
+  const digits = String(number);
+  const shown = element("span", "", digits.length > 7 ? `…${digits.slice(-5)}` : digits);
+  shown.title = `epoch ${digits}`;
+  return shown;
 }
 
 function kvMeter(usage) {
@@ -117,8 +125,11 @@ function chain({ cluster, stats }) {
     ...(number ? [linkArrow(cluster.links[number - 1])] : []),
     stageBox(stage, peers.get(stage.peer_id), stats),
   ]);
-  const spares = cluster.peers.filter(peer => peer.stage === null && peer.state !== "gone");
-  const boxes = spares.map(peer => element("li", "spare", element("b", "", peer.peer_id), toned(peer.state)));
+  const spares = cluster.peers.filter(peer => peer.stage === null && !["gone", "removed"].includes(peer.state));
+  const boxes = spares.map(peer => element("li", "spare",
+    element("b", "", peer.peer_id),
+    toned(peer.state),
+    ...(peer.state === "unusable" ? [element("span", "faint", peer.trouble)] : [])));
   return items.length + boxes.length ? [...items, ...boxes] : [element("li", "faint", "no peer is here")];
 }
 
@@ -131,16 +142,16 @@ function prediction({ predicted }) {
 
 function peerRow(peer) {
   const loaded = peer.loaded.map(([begin, end]) => `[${begin}, ${end})`).join(" ") || UNKNOWN;
-  const name = element("td", "", element("b", "", peer.peer_id), " ", element("span", "faint", peer.address));
+  const name = element("td", "name", element("b", "", peer.peer_id), element("span", "faint", peer.address));
+  const state = element("td", "state", toned(peer.state), element("span", "bad", peer.trouble ?? ""));
   const numbers = [
     duration(peer.step_s), duration(peer.busy_s), bytes(peer.free_bytes),
     duration(peer.beat_age_s), duration(peer.round_trip_s),
   ];
   return element("tr", "", name,
-    element("td", "", toned(peer.state)),
+    state,
     element("td", "", loaded),
-    ...numbers.map(number => element("td", "number", number)),
-    element("td", "bad", peer.trouble ?? ""));
+    ...numbers.map(number => element("td", "number", number)));
 }
 
 function eventRow(event) {

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent
@@ -83,6 +84,25 @@ async def test_the_page_draws_the_plan_as_a_chain_and_follows_it(engine: FakeEng
         await tab.wait_for("document.querySelectorAll('#peers tr').length === 2")
         assert [box.splitlines()[0] for box in await texts(tab, ".stage")] == ["p1", "p3"]
         assert len(await texts(tab, "#events li")) == 1
+        assert tab.problems == []
+
+
+async def test_peers_of_no_use_say_why_and_those_put_out_are_told_apart(engine: FakeEngine, tmp_path: Path) -> None:
+    peers = [
+        peer("p1", 0),
+        peer("p2", 1),
+        msgspec.structs.replace(peer("p3", None, "no space left on the disk"), state="unusable"),
+        msgspec.structs.replace(peer("p4", None), state="removed"),
+    ]
+    engine.cluster.replace(sample_cluster(epoch=1764270123456, peers=peers))
+    async with page_of(engine, tmp_path) as tab:
+        await tab.wait_for("document.querySelectorAll('#peers tr').length === 4")
+        assert (await texts(tab, ".spare")) == ["p3\nunusable\nno space left on the disk"]
+        rows = await texts(tab, "#peers tr")
+        assert "no space left on the disk" in rows[2]
+        assert "removed" in rows[3]
+        assert await figure(tab, "Epoch") == "…23456"
+        assert await tab.evaluate("document.querySelector('dd span').title") == "epoch 1764270123456"
         assert tab.problems == []
 
 

@@ -267,10 +267,11 @@ async def test_figures_of_a_route_that_nothing_used_for_long_are_taken_anew(
     client: httpx.AsyncClient, hybrid: HybridEngine, peers: FakeEngine
 ) -> None:
     await client.post("/v1/completions", json=BODY)
-    [probe] = peers.requests
-    assert probe.request_id.startswith("probe-")
+    await hybrid.prober.measured(hybrid.router.named("pipeline"))
+    assert all(probe.request_id.startswith("probe-") for probe in peers.requests)
+    assert [len(probe.sequences) for probe in peers.requests] == [1, 4], "no more than run at once"
     await client.post("/v1/completions", json=BODY)
-    assert len(peers.requests) == 1, "they are new"
+    assert len(peers.requests) == 2, "they are new"
 
 
 async def test_a_server_of_one_engine_has_one_route(engine: FakeEngine, byte_level: Tokenizer) -> None:
