@@ -150,6 +150,8 @@ class Placer:
         if not situation.cluster.peers or not situation.is_settled:
             return None
         present = situation.present
+        if not present.serving and situation.num_measured < (situation.num_stages or 1):
+            return None
         result = await self._search(situation, situation.workload)
         if isinstance(result, NothingFits) and present.serving and not present.is_whole:
             return await self._search(situation, self._workload(replace(present, num_blocks=0)))
@@ -212,7 +214,7 @@ class Placer:
         num_stages = min(situation.num_stages or len(peer_ids), self._whole.num_layers)
         if not 0 < num_stages <= len(peer_ids):
             return None
-        reason = "the best plan could not be loaded" if result else "no peer has measured itself"
+        reason = "the best plan could not be loaded" if result else "too few peers are measured"
         logger.warning("dividing the model evenly over %d peers, as %s", num_stages, reason)
         layers = divide_evenly(self._whole.num_layers, num_stages)
         seats = [Seat(span, peer_id) for span, peer_id in zip(layers, peer_ids, strict=False)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distllm.engine.pipeline.coordinator.division import Layers, Seat, plan_of
-from distllm.engine.pipeline.placement.measurements import Cluster, PeerId
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, PeerId
 from distllm.engine.pipeline.placement.plan import Workload
 from distllm.engine.pipeline.placement.plan_record import predict_serving
 from distllm.engine.pipeline.placement.prediction import Prediction
@@ -47,6 +47,13 @@ class Situation:
     def served(self) -> Prediction | None:
         """What is predicted of the plan that serves; None where none does, or that is not known."""
         return self.predicted(self.present.serving) if self.present.is_whole else None
+
+    @property
+    def num_measured(self) -> int:
+        """Peers of whom layers are timed, and the ways from and to the coordinator."""
+        ways = {(link.source, link.target) for link in self.cluster.links}
+        peer_ids = [peer.peer_id for peer in self.cluster.peers]
+        return sum({(COORDINATOR, peer_id), (peer_id, COORDINATOR)} <= ways for peer_id in peer_ids)
 
     def predicted(self, seats: Sequence[Seat]) -> Prediction | None:
         """Of seats that are all taken; None where that is not known."""

@@ -99,7 +99,15 @@ async def test_it_does_not_wait_for_ever(peers: Peers, tmp_path: Path, caplog: p
     placer = placer_of(peers, tmp_path, patience_s=0.0)
     await placer.plan(Present((A, B)))
     assert placer.seats((A, B)) == [Seat((0, 4), A), Seat((4, 8), B)]
-    assert "dividing the model evenly over 2 peers, as no peer has measured itself" in caplog.text
+    assert "dividing the model evenly over 2 peers, as too few peers are measured" in caplog.text
+
+
+async def test_it_does_not_wait_for_ever_for_links(peers: Peers, tmp_path: Path) -> None:
+    for member in [peers.join(name) for name in (A, B)]:
+        peers.survey.take(member, peers.measured(member, 0.001))
+    placer = placer_of(peers, tmp_path, patience_s=0.0, num_stages=2)
+    await placer.plan(Present((A, B)))
+    assert placer.seats((A, B)) == [Seat((0, 4), A), Seat((4, 8), B)]
 
 
 async def test_peers_that_cannot_measure_share_the_model_evenly(peers: Peers, tmp_path: Path) -> None:
