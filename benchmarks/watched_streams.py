@@ -53,8 +53,8 @@ class WatchedStream:
     tokens: list[str] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     num_ends: int = 0
-    is_begun: bool = False
     error: str | None = None
+    is_begun: bool = False
 
     @property
     def text(self) -> str:

@@ -261,6 +261,7 @@ def _build_app(settings: Settings, checkpoint: Path, engine: ServingEngine, log:
             max_bytes=int(settings.server.kept_streams_mb * 2**20),
         ),
         max_running=settings.scheduler.max_num_seqs,
+        token_budget=settings.scheduler.max_num_batched_tokens,
         route=only_route(settings),
         target=latency_target(settings),
     )

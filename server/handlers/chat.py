@@ -47,11 +47,11 @@ async def create_chat_completion(request: Request) -> Response:
             frames(generation, chunks),
             generation,
             service.settings.keep_alive_s,
-            headers=generation.forecast.headers,
+            headers=generation.headers,
         )
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
-    return json_response(chunks.whole(choices), headers=generation.forecast.headers)
+    return json_response(chunks.whole(choices), headers=generation.headers)
 
 
 async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:

@@ -18,7 +18,7 @@ from distllm.server.generation import Generation
 from distllm.server.handlers.chat_chunks import ChatChunks
 from distllm.server.handlers.completion_chunks import CompletionChunks
 from distllm.server.metrics import Metrics
-from distllm.server.ports import EngineView, RequestRunner
+from distllm.server.ports import EngineView, RoutedRunner
 from distllm.server.resuming.event_id import MAX_COUNTS
 from distllm.server.resuming.kept_stream import KeptStream
 from distllm.server.resuming.late_routing import LateRouting
@@ -162,7 +162,7 @@ class KeptStreams:
         generation = self._generation(head, runner, Forecast(head.route, "restored", "it was sent there before"))
         self._tasks[stream] = asyncio.create_task(self._drive_again(stream, generation), name=head.request_id)
 
-    def _generation(self, head: StreamHead, runner: RequestRunner, forecast: Forecast) -> Generation:
+    def _generation(self, head: StreamHead, runner: RoutedRunner, forecast: Forecast) -> Generation:
         return Generation(
             runner,
             forecast,
