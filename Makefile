@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## the whole test suite
 	$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 soak: export HF_HUB_OFFLINE ?= 1
-soak: $(INSTALLED)  ## minutes of faults: three ranks, every way to lose one
+soak: $(INSTALLED)  ## minutes: every way to lose a rank, 10,000 histories of a pipeline, a million damaged frames
 	$(PYTHON) -m pytest -m soak
 
 chaos: $(INSTALLED)  ## every fault in every phase of a pipeline's work, scored

@@ -92,7 +92,7 @@ def _wait_until_measured(cluster: Cluster, num_routes: int) -> None:
 
     def are_measured() -> bool:
         routes = httpx.post(f"{cluster.base_url}/v1/route/explain", json=body, timeout=60).json()["routes"]
-        return len([route for route in routes if route["is_measured"] and not route["num_live"]]) >= num_routes
+        return bool(sum(route["is_measured"] and route["num_live"] == 0 for route in routes) >= num_routes)
 
     cluster.wait_until(are_measured, f"{num_routes} routes are measured")
 

@@ -20,14 +20,14 @@ import psutil
 
 from benchmarks.link import Link
 from distllm.engine.pipeline.security.authority import ClusterAuthority
-from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.security.peer_id import COORDINATOR, PeerId
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.transport.client import Address
 
 LOOPBACK = "127.0.0.1"
 ONE_NUMERICS = ("--dtype", "float32")
 """For servers whose tokens are compared: in bfloat16 each process measures which order of sums is faster."""
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 20.0
 _LOOK_S = 0.02
 _TAIL_CHARACTERS = 4000
@@ -121,6 +121,11 @@ class Cluster:
         """Running peers that have no stage."""
         return [name for name, peer in self.peers.items() if peer.is_running and name not in self.stages]
 
+    @property
+    def coordinator_address(self) -> Address:
+        """Where peers find it."""
+        return Address(COORDINATOR, self.host, self.port)
+
     def address_of(self, name: str) -> Address:
         """Where the newest process of a peer told others to reach it."""
         *_, (digits, host, port) = re.findall(rf" {name}-([0-9a-f]{{4}}) is here, at (\S+):(\d+)", self.log())
@@ -130,13 +135,18 @@ class Cluster:
         """Where a peer keeps weights that were sent to it."""
         return self.directory / f"{name}-weights"
 
+    @property
+    def log_file(self) -> Path:
+        """Where `distllm serve` prints to."""
+        return self.directory / "serve.log"
+
     def log(self) -> str:
         """What `distllm serve` has printed."""
-        return (self.directory / "serve.log").read_text(errors="replace")
+        return self.log_file.read_text(errors="replace")
 
     def log_tails(self) -> str:
         """The last lines of every process."""
-        files = [self.directory / "serve.log", *(peer.log for peer in self.peers.values())]
+        files = [self.log_file, *(peer.log for peer in self.peers.values())]
         tails = [file.read_text(errors="replace")[-_TAIL_CHARACTERS:] for file in files]
         return "\n".join(f"--- {file.name}\n{tail}" for file, tail in zip(files, tails, strict=True))
 
@@ -193,7 +203,7 @@ class Cluster:
 
     def start_server_again(self) -> None:
         self.num_restarts += 1
-        self.server = _start(self.words, self.directory / "serve.log")
+        self.server = _start(self.words, self.log_file)
 
     def wait_until_serving(self, num_stages: int, num_spares: int = 0) -> None:
         """Over stages that all run, with spares that have loaded all of them."""

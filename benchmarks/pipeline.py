@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 
@@ -30,6 +31,7 @@ from benchmarks.prompts import Workload, make_prompts
 from benchmarks.servers import OURS, running
 from benchmarks.synthetic_tokenizer import three_letter_words
 from benchmarks.watched_streams import Ask, Load, WatchedStream, run_streams
+from distllm.engine.pipeline.placement.plan_record import read_record
 
 _GIGABIT = 125e6  # bytes a second
 _MODEL = "model"
@@ -45,17 +47,14 @@ class Bench:
         self._cores = sorted(os.sched_getaffinity(0))
 
     def report(self) -> Report:
+        hop, latency = measure_hop(), self._latency()
+        losses = []
+        for name, model in (("the embedded model", ""), (Path(self._model).name, self._model)):
+            with self._cluster(num_stages=2, num_peers=3, model=model) as cluster:
+                detection_ms = self._detection_ms(cluster)
+                losses.append(self._loss(cluster, name))
         throughput = list(self._throughputs())
-        with self._cluster(num_stages=2, num_peers=3) as cluster:
-            detection_ms = self._detection_ms(cluster)
-            loss = self._loss(cluster)
-        return Report(
-            hop=measure_hop(),
-            throughput=throughput,
-            latency=self._latency(),
-            loss=loss,
-            detection_ms=detection_ms,
-        )
+        return Report(hop=hop, throughput=throughput, latency=latency, losses=losses, detection_ms=detection_ms)
 
     def _throughputs(self) -> Iterator[Throughput]:
         """One for each length of prompts, which the coordinators are told of."""
@@ -130,14 +129,16 @@ class Bench:
             (stream.times_s[-1] - stream.times_s[0]) / (len(stream.times_s) - 1) for stream in streams
         )
 
-    def _loss(self, cluster: Cluster) -> Loss:
+    def _loss(self, cluster: Cluster, name: str) -> Loss:
         """Kills the last stage, whose place a warm spare takes."""
         asks = self._asks(self._options.num_loss_streams, self._options.num_loss_tokens)
         cluster.wait_until_serving(num_stages=2, num_spares=1)
         before = asyncio.run(run_streams(cluster.base_url, asks, _MODEL))
         after = asyncio.run(_kill_amid(cluster, asks))
         return Loss(
+            model=name,
             num_streams=len(asks),
+            replay_s=_replay_s(cluster),
             undisturbed_s=max(stream.stall_s for stream in before),
             killed_s=max(stream.stall_s for stream in after),
             has_failed=[stream.text for stream in before] != [stream.text for stream in after],
@@ -161,7 +162,12 @@ class Bench:
 
     @contextmanager
     def _cluster(
-        self, num_stages: int, num_peers: int, is_behind_links: bool = False, coordinator: str = ""
+        self,
+        num_stages: int,
+        num_peers: int,
+        is_behind_links: bool = False,
+        coordinator: str = "",
+        model: str | None = None,
     ) -> Iterator[Cluster]:
         """Peers of one thread each, the last of them warm spares."""
         arguments = ["--served-model-name", _MODEL]
@@ -170,7 +176,7 @@ class Bench:
             running_cluster(
                 Path(directory),
                 num_stages=num_stages,
-                model=self._model,
+                model=self._model if model is None else model,
                 arguments=arguments,
                 coordinator=coordinator,
             ) as cluster,
@@ -180,6 +186,16 @@ class Bench:
             cluster.wait_until_ready()
             cluster.wait_until_serving(num_stages, num_peers - num_stages)
             yield cluster
+
+
+def _replay_s(cluster: Cluster) -> float:
+    """Of all that was computed again since the start, by whoever serves the last stage now."""
+    record = read_record(cluster.state_dir)
+    assert record.serving is not None
+    stage = record.serving.stages[-1]
+    samples = (line.split() for line in httpx.get(f"{cluster.base_url}/metrics", trust_env=False).text.splitlines())
+    (num_tokens,) = (float(it[1]) for it in samples if it[0] == "distllm_cluster_rebuilt_tokens_total")
+    return num_tokens * stage.num_layers * record.cluster.peer(stage.peer_id).prefill_s
 
 
 def _pin(pid: int, cores: set[int]) -> None:
@@ -202,15 +218,17 @@ async def _kill_amid(cluster: Cluster, asks: Sequence[Ask]) -> list[WatchedStrea
 
 
 def _stop_until_noticed_ms(cluster: Cluster) -> float:
-    """From SIGSTOP of the last stage until the coordinator has found out. It is let go on then."""
-    victim, num_losses = cluster.peers[cluster.stages[-1]], cluster.num_losses
+    """From SIGSTOP of the last stage until the coordinator has found out. Returns once others serve."""
+    victim, num_losses, num_epochs = cluster.peers[cluster.stages[-1]], cluster.num_losses, cluster.num_epochs
     began_s = time.monotonic()
     victim.send_signal(signal.SIGSTOP)
     try:
         cluster.wait_until(lambda: cluster.num_losses > num_losses, "the loss is noticed")
-        return 1000 * (time.monotonic() - began_s)
+        noticed_s = time.monotonic() - began_s
     finally:
         victim.send_signal(signal.SIGCONT)
+    cluster.wait_until(lambda: cluster.num_epochs > num_epochs, "the stages serve again")
+    return 1000 * noticed_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

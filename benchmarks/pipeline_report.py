@@ -58,12 +58,26 @@ class FarLatency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Seconds without a token of the stream that waited longest, when a stage is killed that a spare replaces."""
+    """Seconds without a token of the stream that waited longest, when a stage is killed that a spare replaces.
 
+    `replay_s` is what its spare takes for the tokens that it computes again, by its own measurement of a layer.
+    """
+
+    model: str
     num_streams: int
+    replay_s: float
     undisturbed_s: float
     killed_s: float
     has_failed: bool
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values."""
+        return [
+            (f"SIGKILL amid {self.num_streams} streams of {self.model}: stall", f"{self.killed_s:.2f} s"),
+            ("  undisturbed", f"{self.undisturbed_s:.2f} s"),
+            ("  of it replay, by measured layers", f"{self.replay_s:.2f} s"),
+            ("  streams harmed", "some" if self.has_failed else "none"),
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +87,7 @@ class Report:
     hop: Hop
     throughput: list[Throughput]
     latency: FarLatency
-    loss: Loss
+    losses: list[Loss]
     detection_ms: float
 
     def lines(self) -> list[str]:
@@ -90,9 +104,7 @@ class Report:
             ),
             ("  over 20 ms and 1 Gbit/s, due", f"{self.latency.far_ms:.1f}, {self.latency.due_ms:.1f} ms/token"),
             ("  ratio", f"{self.latency.ratio:.2f}"),
-            (f"SIGKILL amid {self.loss.num_streams} streams: stall", f"{self.loss.killed_s:.2f} s"),
-            ("  undisturbed", f"{self.loss.undisturbed_s:.2f} s"),
-            ("  streams harmed", "some" if self.loss.has_failed else "none"),
+            *(row for loss in self.losses for row in loss.rows()),
             ("SIGSTOP until it is noticed", f"{self.detection_ms:.0f} ms"),
         ]
-        return [f"{name:44} {value:>22}" for name, value in rows]
+        return [f"{name:52} {value:>22}" for name, value in rows]

@@ -71,6 +71,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._state: EngineState = "stopped"
         self._settled = asyncio.Event()  # ready, failed or stopped: no longer starting
+        self._admitting = asyncio.Event()  # the same, or draining
         self._idle = asyncio.Event()
         self._idle.set()
         self._info: ExecutorInfo | None = None
@@ -149,10 +150,15 @@ class EngineClient:
         if self._state in ("failed", "stopped"):
             raise EngineUnavailable(self._failure)
 
+    async def wait_admitting(self) -> None:
+        """Return as soon as `submit` takes requests, or never will."""
+        await self._admitting.wait()
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the live ones. Returns whether all ended in time."""
         if self._state in ("ready", "restarting", "starting"):
             self._state = "draining"
+        self._admitting.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         return not self._live
@@ -161,6 +167,7 @@ class EngineClient:
         """End the engine; requests that are still live end with an error."""
         self._state, self._failure = "stopped", "the server has stopped"
         self._settled.set()
+        self._admitting.set()
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -285,6 +292,7 @@ class EngineClient:
         if self._state != "draining":
             self._state = "ready"
         self._settled.set()
+        self._admitting.set()
         for live in list(self._live.values()):
             if not self._probation.holds(live.request_id):
                 self._release(live)
@@ -351,3 +359,4 @@ class EngineClient:
         self.hand_over(self.successor)
         self.fail_live(reason)
         self._settled.set()
+        self._admitting.set()

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from distllm.server.auth import AuthMiddleware
+from distllm.server.early_requests import EarlyRequests
 from distllm.server.error_boundary import ErrorBoundary
 from distllm.server.errors import handle_error
 from distllm.server.handlers import chat, completions, health, meta, models, route_explain, tokenization
@@ -31,8 +32,10 @@ def create_app(
     defaults: SamplingDefaults | None = None,
     log: StreamLog | None = None,
 ) -> FastAPI:
-    """The app over a started engine; requests that come before it is ready get 503. Resumable streams are kept in
-    `app.state.service.streams`, and written to `log` where there is one."""
+    """The app over a started engine. Requests that come before it is ready get 503, or wait if it waits for peers.
+
+    Resumable streams are kept in `app.state.service.streams`, and written to `log` where there is one.
+    """
     metrics = Metrics(engine, settings.model_names[0])
     router = engine.router if isinstance(engine, HybridEngine) else _only_route(engine, settings)
     router.on_move = metrics.routes.count_move
@@ -48,6 +51,7 @@ def create_app(
         defaults=defaults or SamplingDefaults(),
         metrics=metrics,
         streams=streams,
+        early=EarlyRequests(engine, settings),
     )
     for handler in (completions, chat, stream_routes, route_explain, models, tokenization, health, meta):
         app.router.routes.extend(handler.router.routes)

@@ -1,6 +1,7 @@
 """A cluster's figures as Prometheus metrics, read when they are scraped. Without a cluster there are none."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -10,12 +11,13 @@ from distllm.engine.pipeline.coordinator.snapshot import (
     ClusterSnapshot,
     LinkSnapshot,
     PeerSnapshot,
+    PeerState,
     PredictionSnapshot,
     StageSnapshot,
 )
 from distllm.server.ports import EngineView
 
-_PEER_STATES = ("serving", "spare", "joining", "gone")
+_PEER_STATES: tuple[PeerState, ...] = get_args(PeerState)
 
 
 class ClusterCollector(Collector):

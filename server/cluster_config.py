@@ -3,7 +3,6 @@
 Every setting has a default, so that an empty file will do. They come from the file alone.
 """
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distllm.engine.pipeline.patience import Patience
 from distllm.engine.pipeline.placement.plan import Objective
+from distllm.engine.pipeline.security.host import is_loopback
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.wire.codec_names import Compression
 from distllm.server.config import InvalidSettings, Section
@@ -42,6 +42,9 @@ class CoordinatorSection(ClusterSection):
     expected_streams: int = Field(8, ge=1, le=65536, description="streams at once that throughput is planned for")
     expected_prompt_tokens: int = Field(512, ge=1, description="tokens of a usual prompt, for the plan")
     expected_output_tokens: int = Field(256, ge=1, description="tokens of a usual answer, for the plan")
+    replan_gain: float = Field(
+        0.2, ge=0, le=1e6, description="how much more, as a part, a plan must give to replace the one that serves"
+    )
     min_workers: int = Field(1, ge=1, le=1024, description="peers to wait for before the model is placed")
     max_workers: int = Field(16, ge=1, le=1024, description="most peers that may be joined at once")
 
@@ -103,14 +106,6 @@ def load_cluster_config(path: Path, allow_plaintext: bool = False) -> ClusterCon
     return config
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
     """What the engine must know."""
     return ClusterSettings(
@@ -122,6 +117,7 @@ def cluster_settings(config: ClusterConfig, state_dir: Path) -> ClusterSettings:
         expected_streams=config.coordinator.expected_streams,
         expected_prompt_tokens=config.coordinator.expected_prompt_tokens,
         expected_output_tokens=config.coordinator.expected_output_tokens,
+        replan_gain=config.coordinator.replan_gain,
         min_peers=config.coordinator.min_workers,
         max_peers=config.coordinator.max_workers,
         beat_s=config.network.heartbeat_interval_seconds,

@@ -27,7 +27,7 @@ from distllm.engine.distributed.launcher.launch import (
 from distllm.engine.distributed.launcher.launcher_end import end_with_launcher
 from distllm.engine.distributed.launcher.rank_agent import run_agent
 from distllm.engine.distributed.launcher.rendezvous import listen_for_ranks
-from distllm.engine.embedded import checkpoint_path
+from distllm.engine.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from distllm.engine.generation import GenerationDefaults, load_generation_defaults
 from distllm.engine.hub import ModelNotFound, resolve
 from distllm.engine.pipeline.security.encryption import write_encryption
@@ -39,6 +39,7 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.cluster_config import cluster_settings, load_cluster_config
 from distllm.server.config import ClusterSection, EngineSection, Settings
+from distllm.server.coordinator_address import CoordinatorAddress
 from distllm.server.dashboard.serving import show_cluster
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
@@ -55,7 +56,6 @@ logger = logging.getLogger("distllm.server")
 
 _CONNECTIONS_A_DESCRIPTOR = 0.75
 """The rest of the file descriptors is for everything else."""
-EMBEDDED_MODEL_NAME = "distllm-embedded"
 
 
 def serve(settings: Settings) -> int:
@@ -165,6 +165,7 @@ def _tell_token_maker(cluster: ClusterSettings) -> None:
     """`distllm token` may be called at once. What cannot be written is told when the coordinator needs it."""
     with suppress(ClusterStateError, OSError):
         write_encryption(Path(cluster.state_dir), is_encrypted=cluster.is_encrypted)
+        CoordinatorAddress(cluster.host, cluster.port).write(Path(cluster.state_dir))
 
 
 def _num_ranks(engine: EngineSection, checkpoint: Path, launched: LaunchedRanks | None) -> int | None:

@@ -34,7 +34,8 @@ class OutputStream(Protocol):
 class EngineView(Protocol):
     """What is known of an engine, or of several as one. `info` and `wait_ready` raise EngineUnavailable.
 
-    `failure` says why no requests are run, None where they are.
+    `failure` says why no requests are run, None where they are. `wait_admitting` returns once it has started,
+    whatever came of that, or is about to end.
     """
 
     @property
@@ -62,6 +63,8 @@ class EngineView(Protocol):
     def seconds_since_progress(self) -> float: ...
 
     async def wait_ready(self) -> None: ...
+
+    async def wait_admitting(self) -> None: ...
 
 
 class RequestRunner(Protocol):

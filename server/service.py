@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.server.answer_head import AnswerHead
+from distllm.server.early_requests import EarlyRequests
 from distllm.server.errors import InvalidRequest, ModelNotFound
 from distllm.server.generation import Generation, choose_seeds
 from distllm.server.generation_plan import GenerationPlan, Limits, prompt_too_long
@@ -34,6 +35,7 @@ class Service:
     defaults: SamplingDefaults
     metrics: Metrics
     streams: KeptStreams
+    early: EarlyRequests
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -5,6 +5,9 @@ Importing this package costs nothing and needs no torch; the submodules that tra
 
 from pathlib import Path
 
+EMBEDDED_MODEL_NAME = "distllm-embedded"
+"""In the API, where it is served under no other name."""
+
 
 def checkpoint_path() -> Path:
     """The directory of the shipped checkpoint, in Hugging Face format."""

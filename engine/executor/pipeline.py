@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from distllm.engine.checkpoint import open_checkpoint
+from distllm.engine.checkpoint_name import checkpoint_name
 from distllm.engine.config import DtypeName, EngineConfig
 from distllm.engine.context_length import resolve_length, supported_length
 from distllm.engine.dtypes import resolve_dtype
@@ -18,6 +19,7 @@ from distllm.engine.pipeline.coordinator.desk import Desk
 from distllm.engine.pipeline.coordinator.event_file import EventFile
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.holders import Holders
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.loading_focus import LoadingFocus
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.model_sample import ModelSample, sample_model
@@ -126,7 +128,7 @@ async def _coordinate(
     routes = Routes(members, survey, settings.compression)
     pipeline = Pipeline(members, whole, model.vocab_size, placer, routes, settings, events)
     relay = Relay(members, pipeline.relayed_to, settings.max_message_bytes)
-    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events)
+    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events, RemovedPeers(state_dir))
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
     reception = Reception(
@@ -134,10 +136,13 @@ async def _coordinate(
         tokens,
         members,
         settings,
-        pipeline.take_result,
-        on_loading,
-        survey.take,
-        relay.take_receipt,
+        Listeners(
+            result=pipeline.take_result,
+            loading=on_loading,
+            measured=survey.take,
+            received=relay.take_receipt,
+            has_edge=pipeline.has_edge,
+        ),
         events,
         RemovedPeers(state_dir),
         model.why_refused,
@@ -155,7 +160,7 @@ async def _coordinate(
     try:
         port = await desk.open()
     except OSError as error:
-        raise ClusterStateError(f"coordinator.port {settings.port}: {error}; choose another port") from None
+        raise ClusterStateError(f"{error}; see coordinator.host and coordinator.port") from None
     write_encryption(state_dir, is_encrypted=is_encrypted)
     if not is_encrypted:
         logger.warning("connections are not encrypted: who can listen can read and change everything")
@@ -184,7 +189,7 @@ def describe_model(config: EngineConfig, fingerprint: str) -> StageConfig:
     checkpoint = open_checkpoint(path)
     text = load_config(checkpoint).get_text_config()
     return StageConfig(
-        model=path.name,
+        model=checkpoint_name(path),
         fingerprint=fingerprint,
         begin=0,
         end=text.num_hidden_layers,

@@ -130,8 +130,13 @@ def detach(module: nn.Module) -> None:
 
 def attend(module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall) -> Tensor:
     """Store the rows' keys and values and attend: [num_tokens, heads, dim] -> [num_tokens, heads, value_dim]."""
+    return layer_of(module).attend(query, keys, values, call)
+
+
+def layer_of(module: nn.Module) -> AttentionLayer:
+    """What answers the attention calls of `module`."""
     layer: AttentionLayer = module.__dict__[_LAYER_ATTRIBUTE]
-    return layer.attend(query, keys, values, call)
+    return layer
 
 
 def _attend(

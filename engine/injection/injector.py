@@ -1,12 +1,13 @@
 """Puts the CPU kernels under a model, once its weights are packed: replaces the modules that policies name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from distllm.engine.injection.elementwise import RowwiseActivation
 from distllm.engine.injection.fused import FusedAttention, FusedGatedMLP, FusedRMSNorm
+from distllm.engine.injection.fused_layer import fuse_layers
 from distllm.engine.injection.packed_weight import PackedWeight
 from distllm.engine.injection.policies import (
     GATE_UP,
@@ -29,7 +30,9 @@ def fuse_modules(model: nn.Module, layers: Sequence[DiscoveredLayer], kernels: C
             if replacement is not None:
                 model.set_submodule(name, replacement)
     names = {id(module): name for name, module in model.named_modules()}
-    return [_fuse_attention(model, names[id(layer.module)], layer, kernels) for layer in layers]
+    attending = [_fuse_attention(model, names[id(layer.module)], layer, kernels) for layer in layers]
+    fuse_layers(model, kernels)
+    return attending
 
 
 def _rowwise_activation(module: nn.Module, _: CpuKernels) -> nn.Module | None:
@@ -44,8 +47,7 @@ def _fused_norm(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
 def _fused_mlp(module: nn.Module, kernels: CpuKernels) -> nn.Module | None:
     if why_not_fused_mlp(module) is not None or not _are_packed_together(module, GATE_UP):
         return None
-    gate: Callable[[Tensor], Tensor] = getattr(kernels, GATED_ACTIVATIONS[type(module.act_fn).__name__])
-    return FusedGatedMLP(module, gate)
+    return FusedGatedMLP(module, GATED_ACTIVATIONS[type(module.act_fn).__name__], kernels)
 
 
 def _fuse_attention(model: nn.Module, name: str, layer: DiscoveredLayer, kernels: CpuKernels) -> DiscoveredLayer:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from distllm.engine.kernels.decoder_layer import Activation
 from distllm.engine.kernels.ops import NormStyle
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -57,6 +58,17 @@ GATED_MLP = frozenset(
 )
 """down_proj(act_fn(gate_proj(x)) * up_proj(x))"""
 
+DECODER_LAYER = frozenset(
+    {
+        "GemmaDecoderLayer",
+        "LlamaDecoderLayer",
+        "MinistralDecoderLayer",
+        "MistralDecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen3DecoderLayer",
+    }
+)
+"""h = x + self_attn(input_layernorm(x)); h + mlp(post_attention_layernorm(h)). Gives h alone, not a tuple."""
 
 RMS_NORM: Mapping[str, NormStyle] = {
     "GemmaRMSNorm": "gemma",
@@ -80,7 +92,7 @@ RMS_NORM: Mapping[str, NormStyle] = {
 }
 """Norms by the root of the mean square, and how their weight enters."""
 
-GATED_ACTIVATIONS: Mapping[str, str] = {
+GATED_ACTIVATIONS: Mapping[str, Activation] = {
     "SiLUActivation": "silu_mul",
     "SiLU": "silu_mul",
     "GELUTanh": "gelu_tanh_mul",

@@ -50,6 +50,13 @@ def check_heads(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected [T, heads, dim] with dim contiguous, got {describe(tensor)}")
 
 
+def check_tables(cos: Tensor, sin: Tensor, num_rows: int, dtype: torch.dtype) -> None:
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_rows(name, table, cos.shape[-1])
+        if table.shape[0] != num_rows or table.dtype != dtype or table.stride(0) != cos.stride(0):
+            raise ValueError(f"{name}: {describe(table)} does not go with {num_rows} rows of {dtype}")
+
+
 def check_parts(parts: list[Tensor]) -> tuple[torch.dtype, int]:
     if not parts:
         raise ValueError("weight: nothing to pack")

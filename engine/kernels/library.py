@@ -142,6 +142,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     ),
     # pool, activation, x, stride, dtype, out, rows, width
     "gated": (_INT, [_POINTER, _INT, _POINTER, _STRIDE, _INT, _POINTER, _INT, _INT]),
+    # layer, rows
+    "decoder_layer_scratch": (_SIZE, [_POINTER, _INT]),
+    # pool, layer, cache, step, x, out
+    "decoder_layer": (_INT, [_POINTER] * 6),
     # pool, x and strides, dtype, cos, sin, stride, rows, heads, width
     "rotary": (
         _INT,

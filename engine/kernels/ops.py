@@ -32,6 +32,7 @@ from distllm.engine.kernels.checks import (
     check_parts,
     check_rows,
     check_scales,
+    check_tables,
     describe,
 )
 from distllm.engine.kernels.library import KernelLibrary, KernelsUnavailable, load_library
@@ -52,6 +53,13 @@ def load_kernels(
     if isinstance(library, KernelsUnavailable):
         return library
     return CpuKernels(library, num_threads or len(os.sched_getaffinity(0)))
+
+
+def linear_kind(packed: PackedLinear, dtype: torch.dtype) -> int:
+    """How inputs of `dtype` meet a weight, as panel.h numbers it."""
+    if packed.dtype != torch.bfloat16:
+        return _FLOAT32
+    return _BF16_DOT if packed.variant == "dot" and dtype == torch.bfloat16 else _BF16
 
 
 class CpuKernels:
@@ -133,12 +141,15 @@ class CpuKernels:
         check_rows("x", x, packed.in_features)
         check_bias(bias, packed.out_features)
         out = check_output(out, x, packed.out_features)
-        kind = _BF16 if packed.dtype == torch.bfloat16 else _FLOAT32
-        if packed.variant == "dot" and x.dtype == torch.bfloat16:
-            kind = _BF16_DOT
         self.call(
             "linear",
-            *(kind, x.data_ptr(), x.stride(0), DTYPE_CODES[x.dtype], packed.panels.data_ptr()),
+            *(
+                linear_kind(packed, x.dtype),
+                x.data_ptr(),
+                x.stride(0),
+                DTYPE_CODES[x.dtype],
+                packed.panels.data_ptr(),
+            ),
             *((None, 0) if bias is None else (bias.data_ptr(), DTYPE_CODES[bias.dtype])),
             *(out.data_ptr(), out.stride(0), DTYPE_CODES[out.dtype]),
             *(x.shape[0], packed.in_features, packed.out_features),
@@ -191,10 +202,7 @@ class CpuKernels:
             raise ValueError(f"values: {describe(values)} does not go with keys: {describe(keys)}")
         if (num_heads, value_dim) != tuple(value_cache.shape[1:3]):
             raise ValueError(f"values: {describe(values)} does not fit the cache: {describe(value_cache)}")
-        check_indices("slots", slots, torch.int64, num_rows)
-        bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, key_cache.shape[0])
-        if bad >= 0:
-            raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {key_cache.shape[0]} blocks")
+        self.check_slots(slots, num_rows, key_cache.shape[0])
         check_scales(tuple(scales), key_cache)
         codes = KV_CODES[key_cache.dtype]
         self.call(
@@ -244,12 +252,17 @@ class CpuKernels:
             if out.shape != (num_rows, num_heads, value_dim) or out.dtype != query.dtype:
                 raise ValueError(f"out: {describe(out)} cannot take the attention of {describe(query)}")
         num_sequences = check_batch(query_starts, num_computed, block_tables)
-        self._check_blocks(query_starts, num_computed, block_tables, num_rows, num_blocks)
+        self.check_blocks(query_starts, num_computed, block_tables, num_rows, num_blocks)
         sinks = None if sinks is None else as_sinks(sinks, num_heads)
         check_scales(kv_scales, key_cache)
         self.call(
             "attend",
-            *(self._attention_kind(query, key_cache), query.data_ptr(), query.stride(0), query.stride(1)),
+            *(
+                self.attention_kind(query.dtype, key_cache.dtype),
+                query.data_ptr(),
+                query.stride(0),
+                query.stride(1),
+            ),
             *(DTYPE_CODES[query.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
             *(out.data_ptr(), out.stride(0), out.stride(1), query_starts.data_ptr(), num_computed.data_ptr()),
             *(block_tables.data_ptr(), block_tables.stride(0), num_sequences, num_heads, num_kv_heads),
@@ -294,10 +307,7 @@ class CpuKernels:
         """
         check_heads("x", x)
         num_rows, num_heads, dim = x.shape
-        for name, table in (("cos", cos), ("sin", sin)):
-            check_rows(name, table, cos.shape[-1])
-            if table.shape[0] != num_rows or table.dtype != x.dtype or table.stride(0) != cos.stride(0):
-                raise ValueError(f"{name}: {describe(table)} does not go with x: {describe(x)}")
+        check_tables(cos, sin, num_rows, x.dtype)
         width = cos.shape[1]
         if width > dim or width % 2:
             raise ValueError(f"cos: cannot turn {width} of {dim} dimensions; the width must be even and fit")
@@ -306,6 +316,38 @@ class CpuKernels:
             *(x.data_ptr(), x.stride(0), x.stride(1), DTYPE_CODES[x.dtype]),
             *(cos.data_ptr(), sin.data_ptr(), cos.stride(0), num_rows, num_heads, width),
         )
+
+    def scratch_bytes(self, layer: int, num_rows: int) -> int:
+        """What a layer of decoder_layer.py, given by its address, works in with so many rows."""
+        return int(self._c.distllm_decoder_layer_scratch(layer, num_rows))
+
+    def attention_kind(self, dtype: torch.dtype, cache_dtype: torch.dtype) -> int:
+        """How queries of `dtype` meet a cache, as panel.h numbers it."""
+        if cache_dtype == torch.float32:
+            return _FLOAT32
+        if cache_dtype == torch.int8:
+            return _INT8
+        return _BF16_DOT if dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
+
+    def check_slots(self, slots: Tensor, num_rows: int, num_blocks: int) -> None:
+        """Raises ValueError unless there is a slot in the pool for each row."""
+        check_indices("slots", slots, torch.int64, num_rows)
+        bad = self._c.distllm_first_bad_slot(slots.data_ptr(), num_rows, num_blocks)
+        if bad >= 0:
+            raise ValueError(f"slots: slot {int(slots[bad])} of row {bad} is outside {num_blocks} blocks")
+
+    def check_blocks(
+        self, query_starts: Tensor, num_computed: Tensor, tables: Tensor, num_rows: int, num_blocks: int
+    ) -> None:
+        """Raises ValueError where a sequence's rows are not there, or its blocks not in the pool."""
+        bad = self._c.distllm_first_bad_sequence(
+            *(query_starts.data_ptr(), num_computed.data_ptr(), tables.data_ptr(), tables.stride(0)),
+            *(tables.shape[1], num_computed.shape[0], num_rows, num_blocks),
+        )
+        if bad >= 0:
+            raise ValueError(
+                f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
+            )
 
     def _gated(self, activation: int, gate_up: Tensor) -> Tensor:
         check_rows("gate_up", gate_up, gate_up.shape[-1])
@@ -319,25 +361,6 @@ class CpuKernels:
             *(out.data_ptr(), num_rows, width),
         )
         return out
-
-    def _attention_kind(self, query: Tensor, cache: Tensor) -> int:
-        if cache.dtype == torch.float32:
-            return _FLOAT32
-        if cache.dtype == torch.int8:
-            return _INT8
-        return _BF16_DOT if query.dtype == torch.bfloat16 and self.bf16_variant == "dot" else _BF16
-
-    def _check_blocks(
-        self, query_starts: Tensor, num_computed: Tensor, tables: Tensor, num_rows: int, num_blocks: int
-    ) -> None:
-        bad = self._c.distllm_first_bad_sequence(
-            *(query_starts.data_ptr(), num_computed.data_ptr(), tables.data_ptr(), tables.stride(0)),
-            *(tables.shape[1], num_computed.shape[0], num_rows, num_blocks),
-        )
-        if bad >= 0:
-            raise ValueError(
-                f"batch: rows or blocks of sequence {bad} are outside {num_rows} rows, {num_blocks} blocks"
-            )
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Zeroed memory on huge pages, which takes up none until it is written."""

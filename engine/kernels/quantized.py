@@ -14,8 +14,8 @@ from distllm.engine.kernels.ops import CpuKernels
 from distllm.engine.kernels.packed import Bf16Variant
 from distllm.engine.quantization.tensor import GROUP_MULTIPLE, CodeFormat, QuantizedTensor
 
-_FORMATS: dict[CodeFormat, int] = {"int8": 0, "int4": 1, "fp8": 2}  # as quantized.h numbers them
-_PRODUCTS: dict[Bf16Variant, int] = {"fma": 0, "dot": 1}  # as quantized_span.h numbers them
+FORMATS: dict[CodeFormat, int] = {"int8": 0, "int4": 1, "fp8": 2}  # as quantized.h numbers them
+PRODUCTS: dict[Bf16Variant, int] = {"fma": 0, "dot": 1}  # as quantized_span.h numbers them
 _PANEL_WIDTH = 16
 
 
@@ -92,7 +92,7 @@ def quantized_linear(
     out = check_output(out, x, panels.out_features)
     kernels.call(
         "quantized_linear",
-        *(_PRODUCTS[panels.variant], _FORMATS[panels.format], panels.is_dynamic),
+        *(PRODUCTS[panels.variant], FORMATS[panels.format], panels.is_dynamic),
         *(x.data_ptr(), x.stride(0), DTYPE_CODES[x.dtype], panels.codes.data_ptr()),
         *(panels.scales.data_ptr(), DTYPE_CODES[panels.scales.dtype]),
         *(None if panels.zeros is None else panels.zeros.data_ptr(), panels.group_size),

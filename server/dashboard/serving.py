@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from typing_extensions import override
 
-from distllm.server.cluster_config import CoordinatorSection, is_loopback, load_cluster_config
+from distllm.engine.pipeline.security.host import is_loopback
+from distllm.server.cluster_config import CoordinatorSection, load_cluster_config
 from distllm.server.config import ClusterSection
 from distllm.server.dashboard.app import create_dashboard
 from distllm.server.listening import CannotServe, listen, url_of

@@ -33,6 +33,7 @@ async def create_chat_completion(request: Request) -> Response:
     asked = await read_body(request, service.settings.max_body_bytes, partial(validate, ChatCompletionRequest))
     asked.check()
     service.check_model(asked.model)
+    await service.early.admit(request.receive)
     plan = await plan_chat(service, asked)
     routing = service.choose_route(plan, request.headers.get(ROUTE_HEADER))
     plan = plan.within(routing.route.max_len())

@@ -133,6 +133,17 @@ class HybridEngine:
             await asyncio.gather(*waits, return_exceptions=True)
         raise EngineUnavailable(self.failure or "no engine could start")
 
+    async def wait_admitting(self) -> None:
+        """Until one engine takes requests, or none will."""
+        waits = [asyncio.create_task(client.wait_admitting()) for client in self._clients]
+        try:
+            while self.state == "starting":
+                await asyncio.wait([wait for wait in waits if not wait.done()], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the live ones. Returns whether all ended in time."""
         return all(await asyncio.gather(*(client.drain(timeout_s) for client in self._clients)))

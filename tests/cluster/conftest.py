@@ -1,43 +1,48 @@
 """A coordinator with real peers on this machine, and the texts of a plain server to compare with."""
 
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
 from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import UNHARMED, Ask, Load, WatchedStream, damage_of
+from benchmarks.watched_streams import UNHARMED, Ask, Load, WatchedStream, damage_of, run_streams
 from tests.conftest import running_server
 
 MODEL = "distllm-embedded"
 NAMES = ("ann", "bob", "cid", "dan")
 NUM_STAGES = 2
+KEPT_PLAN = "replan_gain: 1000000"
+"""For tests that say who serves: by what peers measure on a busy machine, any plan may seem the best."""
+PATIENT = "heartbeat_interval_seconds: 2"
+"""For tests in which nobody hangs: however busy this machine is, no peer counts as silent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """A cluster, and a plain server of the same model to compare with."""
-
-    cluster: Cluster
-    plain_url: str
+PlainStreams = Callable[[int, int], list[WatchedStream]]
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def plain_streams() -> Iterator[PlainStreams]:
+    """What a plain server of the same model makes of `asks(num_streams, num_tokens)`."""
+    with running_server(ONE_NUMERICS, {}) as plain:
+        yield cache(lambda *sizes: asyncio.run(run_streams(plain.url, asks(*sizes), MODEL)))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two stages and two spares, which tests use up; each makes sure of what it needs by `have`."""
     directory = tmp_path_factory.mktemp("cluster")
-    with running_cluster(directory, num_stages=NUM_STAGES, arguments=ONE_NUMERICS) as cluster:
+    with running_cluster(
+        directory, num_stages=NUM_STAGES, arguments=ONE_NUMERICS, coordinator=KEPT_PLAN
+    ) as cluster:
         for name in NAMES:
             cluster.start_peer(name)
-        with running_server(ONE_NUMERICS, {}) as plain:
-            cluster.wait_until_ready()
-            yield Servers(cluster, plain.url)
-
-
-@pytest.fixture(scope="session")
-def cluster(servers: Servers) -> Cluster:
-    """Two stages and two spares, which tests use up; each makes sure of what it needs by `have`."""
-    return servers.cluster
+        cluster.wait_until_ready()
+        yield cluster
 
 
 def have(cluster: Cluster, at_least: int, at_most: int = len(NAMES)) -> None:
@@ -67,15 +72,25 @@ def asks(num_streams: int, num_tokens: int) -> list[Ask]:
 
 @asynccontextmanager
 async def amid_streams(
-    cluster: Cluster, asked: Sequence[Ask], expected: Sequence[WatchedStream], begin_at: float
+    cluster: Cluster,
+    asked: Sequence[Ask],
+    expected: Sequence[WatchedStream],
+    begin_at: float = 0.3,
+    model: str = MODEL,
 ) -> AsyncIterator[None]:
     """Within it the streams are under way, having this part of their tokens; afterwards they are as expected."""
-    load = Load(cluster.base_url, asked, MODEL)
+    load = Load(cluster.base_url, asked, model)
     await load.until_part(begin_at)
     yield
     assert not load.is_done, "the streams ended before anything could happen to them"
     found = await load.finish()
     assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
+
+
+def distllm(*words: str) -> "subprocess.CompletedProcess[str]":
+    """What a command prints that ends by itself."""
+    command = [sys.executable, "-m", "distllm.server", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.hookimpl(wrapper=True)

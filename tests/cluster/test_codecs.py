@@ -10,12 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
+from benchmarks.watched_streams import WatchedStream, run_streams
 from distllm.engine.embedded import checkpoint_path
-from tests.cluster.conftest import NUM_STAGES, asks
+from tests.cluster.conftest import NAMES, NUM_STAGES, amid_streams, asks
 from tests.conftest import running_server
 
-NAMES = ("ann", "bob", "cid", "dan")
 NUM_STREAMS = 8
 NUM_TOKENS = 160
 
@@ -67,9 +66,6 @@ async def test_a_stage_that_is_killed_changes_no_token(
     cluster: Cluster, model: Path, undisturbed: list[WatchedStream], stage: int
 ) -> None:
     victim = cluster.stages[stage]
-    load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), str(model))
-    await load.until_part(0.3)
-    assert not load.is_done, "the streams ended before anything could happen to them"
-    cluster.peers[victim].process.kill()
-    assert damage_of(undisturbed, await load.finish()) == UNHARMED
+    async with amid_streams(cluster, asks(NUM_STREAMS, NUM_TOKENS), undisturbed, model=str(model)):
+        cluster.peers[victim].process.kill()
     assert victim not in cluster.stages

@@ -1,6 +1,5 @@
 """One front end over an engine here and a pipeline over real peers: routes, spilling, and losses of either."""
 
-import asyncio
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import pytest
 
 from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
 from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, asks
-from tests.conftest import is_soon, running_server
+from tests.cluster.conftest import MODEL, PlainStreams, asks
+from tests.conftest import is_soon
 
 PEERS = ("eve", "fay")
 NUM_STREAMS = 12
@@ -67,10 +66,9 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hybrid]:
+def hybrid(plain_streams: PlainStreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hybrid]:
     """Ready without any peer."""
-    with running_server(ONE_NUMERICS, {}) as plain:
-        expected = asyncio.run(run_streams(plain.url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
+    expected = plain_streams(NUM_STREAMS, NUM_TOKENS)
     arguments = (*ONE_NUMERICS, *HYBRID, "--kv-cache-memory", "0.1")
     with running_cluster(tmp_path_factory.mktemp("hybrid"), num_stages=2, arguments=arguments) as cluster:
         cluster.wait_until_ready()

@@ -11,14 +11,12 @@ import msgspec
 import pytest
 
 from benchmarks.cluster import LOOPBACK, ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import UNHARMED, Load, damage_of, run_streams
+from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of
 from distllm.engine.config import EngineConfig
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.peer.start import PeerStart
-from distllm.engine.pipeline.security.peer_id import COORDINATOR
-from distllm.engine.pipeline.transport.client import Address
 from distllm.engine.pipeline.weights.folders import WeightFolders
-from tests.cluster.conftest import MODEL, Servers, asks
+from tests.cluster.conftest import MODEL, PlainStreams, asks
 from tests.cluster.lying_peer import TOKEN
 
 NUM_STREAMS = 4
@@ -36,7 +34,7 @@ def alone(tmp_path: Path) -> Iterator[Cluster]:
 def lying(cluster: Cluster) -> Iterator[Path]:
     """A peer that lies; the file that it logs to."""
     cluster.wait_until(lambda: "peers may join" in cluster.log(), "the coordinator listens")
-    coordinator = Address(COORDINATOR, LOOPBACK, cluster.port)
+    coordinator = cluster.coordinator_address
     directory, log = cluster.directory / "liar", cluster.directory / "liar.log"
     asyncio.run(join(coordinator, cluster.make_token(), "liar", [LOOPBACK], directory))
     start = PeerStart(
@@ -56,9 +54,8 @@ def lying(cluster: Cluster) -> Iterator[Path]:
             process.kill()
 
 
-async def streams_outlive(liar: Path, cluster: Cluster, plain_url: str) -> None:
+async def streams_outlive(liar: Path, cluster: Cluster, expected: list[WatchedStream]) -> None:
     """Streams that begin with the liar go on with an honest peer."""
-    expected = await run_streams(plain_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
     load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
     reason = f"sampled token {TOKEN} of a vocabulary of"
 
@@ -72,7 +69,9 @@ async def streams_outlive(liar: Path, cluster: Cluster, plain_url: str) -> None:
     assert cluster.stages == ["honest"]
 
 
-def test_a_stage_that_samples_no_token_of_the_vocabulary_is_replaced(servers: Servers, alone: Cluster) -> None:
+def test_a_stage_that_samples_no_token_of_the_vocabulary_is_replaced(
+    plain_streams: PlainStreams, alone: Cluster
+) -> None:
     with lying(alone) as log:
         alone.wait_until_ready()
-        asyncio.run(streams_outlive(log, alone, servers.plain_url))
+        asyncio.run(streams_outlive(log, alone, plain_streams(NUM_STREAMS, NUM_TOKENS)))

@@ -10,8 +10,7 @@ from benchmarks.link import CUT, Conditions
 from benchmarks.machines import Machines
 from benchmarks.packet_link import PacketDirection
 from benchmarks.watched_streams import UNHARMED, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, amid_streams, asks
-from tests.conftest import running_server
+from tests.cluster.conftest import MODEL, PlainStreams, amid_streams, asks
 from tests.machines import machines_if_allowed
 
 COORDINATOR, PEERS = "coordinator", ("ann", "bob")
@@ -24,23 +23,19 @@ CUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
-    """The tests of this module run on the coordinator's."""
+def machines(expected: list[WatchedStream]) -> Iterator[Machines]:
+    """The tests of this module run on the coordinator's, from where no other server is reached."""
     with machines_if_allowed((COORDINATOR, *PEERS), FAR) as machines, machines[COORDINATOR].entered():
         yield machines
 
 
 @pytest.fixture(scope="module")
-def expected(machines: Machines) -> list[WatchedStream]:
-    """The streams of a plain server."""
-    with running_server(ONE_NUMERICS, {}) as plain:
-        return asyncio.run(run_streams(plain.url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
+def expected(plain_streams: PlainStreams) -> list[WatchedStream]:
+    return plain_streams(NUM_STREAMS, NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")
-def far_cluster(
-    machines: Machines, expected: list[WatchedStream], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def far_cluster(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     directory, host = tmp_path_factory.mktemp("far"), machines[COORDINATOR].address
     with running_cluster(directory, num_stages=len(PEERS), arguments=ONE_NUMERICS, host=host) as cluster:
         for name in PEERS:

@@ -1,8 +1,5 @@
 """Without encryption, on this machine: the same streams, and callers that are known all the same."""
 
-import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,17 +7,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cluster import LOOPBACK, ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import UNHARMED, Load, damage_of, run_streams
+from benchmarks.watched_streams import WatchedStream
 from distllm.engine.pipeline.peer.joining import join
 from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.identity import PeerIdentity
 from distllm.engine.pipeline.security.join_token import JoinToken
-from distllm.engine.pipeline.security.peer_id import COORDINATOR
 from distllm.engine.pipeline.transport.client import Address, Http2Client
-from tests.cluster.conftest import MODEL, Servers, asks
+from tests.cluster.conftest import PlainStreams, amid_streams, asks, distllm
 
 TIMEOUT_S = 10.0
-NUM_STREAMS, NUM_TOKENS = 8, 48
+NUM_STREAMS, NUM_TOKENS = 8, 160
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +31,6 @@ def plaintext(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def coordinator(cluster: Cluster) -> Address:
-    return Address(COORDINATOR, LOOPBACK, cluster.port)
-
-
 async def post(address: Address, identity: PeerIdentity | None, path: str) -> tuple[int, str]:
     client = Http2Client(address, address.host, identity, None, is_encrypted=False)
     try:
@@ -46,15 +38,6 @@ async def post(address: Address, identity: PeerIdentity | None, path: str) -> tu
         return status, answer.decode()
     finally:
         await client.close()
-
-
-async def streams_survive_a_loss(cluster: Cluster, plain_url: str) -> None:
-    expected = await run_streams(plain_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-    load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-    await load.until_part(0.3)
-    cluster.peers[cluster.stages[-1]].process.kill()
-    found = await load.finish()
-    assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
 
 
 def test_tokens_are_made_for_plaintext(plaintext: Cluster) -> None:
@@ -67,10 +50,10 @@ async def test_strangers_and_other_clusters_are_refused_by_coordinator_and_peers
     plaintext: Cluster, tmp_path: Path
 ) -> None:
     now = datetime.now(UTC)
-    own = await join(coordinator(plaintext), plaintext.make_token(), "own", [LOOPBACK], tmp_path / "own")
+    own = await join(plaintext.coordinator_address, plaintext.make_token(), "own", [LOOPBACK], tmp_path / "own")
     other = ClusterAuthority.open(tmp_path / "other", now).issue_own([], now)
     peer = plaintext.address_of(plaintext.stages[0])
-    for address, path in ((coordinator(plaintext), "/v1/report"), (peer, "/v1/step")):
+    for address, path in ((plaintext.coordinator_address, "/v1/report"), (peer, "/v1/step")):
         assert await post(address, None, path) == (
             403,
             "this needs a certificate of the cluster: join it with a token",
@@ -83,10 +66,7 @@ async def test_strangers_and_other_clusters_are_refused_by_coordinator_and_peers
 
 def refused_peer(directory: Path, token: str, *arguments: str) -> str:
     """What `distllm peer` says, which ends at once."""
-    words = ["peer", "--token", token, "--state", str(directory / "refused"), *arguments]
-    ended = subprocess.run(
-        [sys.executable, "-m", "distllm.server", *words], capture_output=True, text=True, timeout=120
-    )
+    ended = distllm("peer", "--token", token, "--state", str(directory / "refused"), *arguments)
     assert ended.returncode != 0
     return ended.stderr
 
@@ -106,5 +86,11 @@ def test_a_peer_speaks_no_plaintext_to_other_machines(tmp_path: Path, arguments:
     assert "insist with --allow-plaintext" in words
 
 
-def test_streams_survive_the_loss_of_a_stage(servers: Servers, plaintext: Cluster) -> None:
-    asyncio.run(streams_survive_a_loss(plaintext, servers.plain_url))
+@pytest.fixture(scope="module")
+def expected(plain_streams: PlainStreams) -> list[WatchedStream]:
+    return plain_streams(NUM_STREAMS, NUM_TOKENS)
+
+
+async def test_streams_survive_the_loss_of_a_stage(plaintext: Cluster, expected: list[WatchedStream]) -> None:
+    async with amid_streams(plaintext, asks(NUM_STREAMS, NUM_TOKENS), expected):
+        plaintext.peers[plaintext.stages[-1]].process.kill()

@@ -7,13 +7,11 @@ import psutil
 import pytest
 
 from benchmarks.cluster import ONE_NUMERICS, Cluster, running_cluster
-from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, asks
+from benchmarks.watched_streams import WatchedStream, run_streams
+from tests.cluster.conftest import KEPT_PLAN, MODEL, PATIENT, amid_streams, asks
 
 RANKED = ("eve", "gus")
 TWO_RANKS = ("--tensor-parallel-size", "2", "--rank-timeout-s", "10")
-PATIENT = "heartbeat_interval_seconds: 2.0"
-"""Nobody hangs here, and processes that start leave little of a small machine to the others."""
 NUM_STREAMS = 6
 NUM_TOKENS = 160
 TIMEOUT_S = 300.0  # two processes a stage start
@@ -23,7 +21,7 @@ TIMEOUT_S = 300.0  # two processes a stage start
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two stages, of which one is over two ranks, and later a spare that has two as well."""
     directory = tmp_path_factory.mktemp("ranks")
-    with running_cluster(directory, arguments=ONE_NUMERICS, network=PATIENT) as cluster:
+    with running_cluster(directory, arguments=ONE_NUMERICS, coordinator=KEPT_PLAN, network=PATIENT) as cluster:
         cluster.start_peer("eve", *TWO_RANKS)
         cluster.start_peer("fay")
         cluster.wait_until(lambda: len(cluster.stages) == 2, "both serve", TIMEOUT_S)
@@ -53,13 +51,9 @@ def ranked_stage(cluster: Cluster) -> str:
 async def lose_a_rank(cluster: Cluster, expected: list[WatchedStream]) -> str:
     """Whose it was; streams go on meanwhile as they should."""
     victim = ranked_stage(cluster)
-    load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-    await load.until_part(0.3)
-    for rank in ranks_of(cluster, victim):
-        rank.kill()
-    assert not load.is_done, "the streams ended before anything could happen to them"
-    found = await load.finish()
-    assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
+    async with amid_streams(cluster, asks(NUM_STREAMS, NUM_TOKENS), expected):
+        for rank in ranks_of(cluster, victim):
+            rank.kill()
     return victim
 
 

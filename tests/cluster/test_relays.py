@@ -1,15 +1,13 @@
 """A peer that nobody can dial takes part all the same: the coordinator passes on what is meant for it."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cluster import LOOPBACK, ONE_NUMERICS, Cluster, free_port, running_cluster
-from benchmarks.watched_streams import UNHARMED, Load, WatchedStream, damage_of, run_streams
-from tests.cluster.conftest import MODEL, NAMES, asks
-from tests.conftest import running_server
+from benchmarks.watched_streams import UNHARMED, WatchedStream, damage_of, run_streams
+from tests.cluster.conftest import KEPT_PLAN, MODEL, NAMES, PATIENT, PlainStreams, amid_streams, asks
 
 NUM_STREAMS = 8
 NUM_TOKENS = 120
@@ -25,7 +23,9 @@ def start_unreachable(cluster: Cluster, name: str) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three stages and a spare, of which none can reach another."""
     directory = tmp_path_factory.mktemp("relays")
-    with running_cluster(directory, num_stages=NUM_STAGES, arguments=ONE_NUMERICS) as cluster:
+    with running_cluster(
+        directory, num_stages=NUM_STAGES, coordinator=KEPT_PLAN, network=PATIENT, arguments=ONE_NUMERICS
+    ) as cluster:
         for name in NAMES:
             start_unreachable(cluster, name)
         cluster.wait_until_ready()
@@ -34,10 +34,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[WatchedStream]:
-    """The streams of a plain server."""
-    with running_server(ONE_NUMERICS, {}) as plain:
-        return asyncio.run(run_streams(plain.url, asks(NUM_STREAMS, NUM_TOKENS), MODEL))
+def expected(plain_streams: PlainStreams) -> list[WatchedStream]:
+    return plain_streams(NUM_STREAMS, NUM_TOKENS)
 
 
 async def test_texts_are_those_of_a_plain_server(cluster: Cluster, expected: list[WatchedStream]) -> None:
@@ -50,34 +48,29 @@ async def test_a_stage_that_is_relayed_to_may_be_killed(
     cluster: Cluster, expected: list[WatchedStream], stage: int
 ) -> None:
     cluster.wait_until_serving(NUM_STAGES, num_spares=1)
-    victim = cluster.stages[stage]
-    load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-    await load.until_part(0.3)
-    assert not load.is_done, "the streams ended before anything could happen to them"
-    cluster.peers[victim].process.kill()
-    found = await load.finish()
-    assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
-    assert victim not in cluster.stages
+    num_epochs, before, (spare,) = cluster.num_epochs, cluster.stages, cluster.spares
+    victim = before[stage]
+    async with amid_streams(cluster, asks(NUM_STREAMS, NUM_TOKENS), expected):
+        cluster.peers[victim].process.kill()
+    assert cluster.stages == [spare if name == victim else name for name in before]
+    assert cluster.num_epochs == num_epochs + 1
     start_unreachable(cluster, victim)
 
 
 async def test_stages_that_lose_sight_of_each_other_keep_their_layers(
     tmp_path: Path, expected: list[WatchedStream]
 ) -> None:
-    patient = "heartbeat_interval_seconds: 2"  # whatever else this machine does, no peer counts as silent
-    with running_cluster(tmp_path, num_stages=2, network=patient, arguments=ONE_NUMERICS) as cluster:
+    with running_cluster(
+        tmp_path, num_stages=2, coordinator=KEPT_PLAN, network=PATIENT, arguments=ONE_NUMERICS
+    ) as cluster:
         for name in NAMES[:2]:
             cluster.start_peer(name, is_behind_links=True)
         cluster.wait_until_ready()
         stages = cluster.stages
         assert "relayed" not in cluster.log()
-        load = Load(cluster.base_url, asks(NUM_STREAMS, NUM_TOKENS), MODEL)
-        await load.until_part(0.3)
-        assert not load.is_done, "the streams ended before anything could happen to them"
         inbound = cluster.peers[stages[-1]].inbound
         assert inbound is not None
-        inbound.close()
-        found = await load.finish()
-        assert damage_of(expected, found) == UNHARMED, [stream.error for stream in found]
+        async with amid_streams(cluster, asks(NUM_STREAMS, NUM_TOKENS), expected):
+            inbound.close()
         assert (cluster.stages, cluster.num_losses) == (stages, 0), cluster.log_tails()
         assert " -> relayed -> " in cluster.log()

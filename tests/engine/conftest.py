@@ -61,6 +61,7 @@ MODELS: Mapping[str, tuple[str, dict[str, object]]] = {
         "Phi3",
         {"rope_parameters": _LONG_ROPE, "original_max_position_embeddings": 64},
     ),
+    "gemma": ("Gemma", {"head_dim": 24}),
     "gemma2": ("Gemma2", {"head_dim": 20, "sliding_window": 10, "query_pre_attn_scalar": 24}),
     "gpt2": ("GPT2", {"n_inner": 96, "num_key_value_heads": None}),
     "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 48, "num_key_value_heads": None}),

@@ -360,3 +360,22 @@ async def test_an_engine_that_waits_for_peers_does_not_hang() -> None:
         num_restarts = client.num_restarts  # of a start that took long
         assert await read(client, long_request(1)) == expected(long_request(1))
         assert client.num_restarts == num_restarts
+
+
+@pytest.mark.parametrize("model", ["fake", "broken", "deadly"])
+async def test_whatever_comes_of_a_start_is_worth_waiting_for(model: str) -> None:
+    client = fragile_client(model)
+    await client.start()
+    await asyncio.wait_for(client.wait_admitting(), 20)
+    assert client.state == ("ready" if model == "fake" else "failed")
+    await client.stop()
+
+
+async def test_nobody_waits_for_a_start_that_ends_early() -> None:
+    client = fragile_client()
+    await client.start()
+    waiting = asyncio.create_task(client.wait_admitting())
+    assert await client.drain(5)
+    await asyncio.wait_for(waiting, 5)
+    assert client.state == "draining"
+    await client.stop()

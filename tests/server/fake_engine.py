@@ -40,6 +40,7 @@ class FakeEngine:
         self.num_restarts = 0
         self.cluster: Latest[ClusterSnapshot | None] = Latest(None)
         self.state: EngineState = "ready"
+        self.changed = asyncio.Event()
         self.seconds_since_progress = 0.0
         self.refusal: Exception | None = None
         self.delay_s = 0.0
@@ -74,6 +75,14 @@ class FakeEngine:
 
     async def wait_ready(self) -> None:
         """A fake engine is ready whenever its state says so."""
+
+    async def wait_admitting(self) -> None:
+        while self.state == "starting":
+            await self.changed.wait()
+
+    def become(self, state: EngineState) -> None:
+        self.state = state
+        self.changed.set()
 
     def submit(self, request: EngineRequest) -> "FakeStream":
         if self.refusal is not None:

@@ -40,6 +40,7 @@ coordinator:
   expected_streams: 16
   expected_prompt_tokens: 100
   expected_output_tokens: 50
+  replan_gain: 0.5
   min_workers: 2
   max_workers: 4
 network:
@@ -63,6 +64,7 @@ network:
             "expected_streams": 16,
             "expected_prompt_tokens": 100,
             "expected_output_tokens": 50,
+            "replan_gain": 0.5,
             "min_workers": 2,
             "max_workers": 4,
         },

@@ -1,7 +1,7 @@
 // Gated activations: out = activation(gate) * up of rows [gate | up]. The activation is rounded to the rows' type before
 // it is multiplied, as transformers' MLPs do.
 
-#include "api.h"
+#include "operations.h"
 #include "bf16.h"
 #include "elementwise.h"
 #include "vector_math.h"

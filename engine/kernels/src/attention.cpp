@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "api.h"
+#include "operations.h"
 #include "attention_tile.h"
 
 namespace distllm {

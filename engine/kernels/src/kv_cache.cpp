@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "api.h"
+#include "operations.h"
 #include "bf16.h"
 #include "kv_codes.h"
 

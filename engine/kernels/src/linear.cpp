@@ -7,7 +7,7 @@
 //   inputs, packed for the call: tiles of R rows, each [padded K][R] (or [padded K / 2][R] pairs)
 //   a unit of work: one group of P panels times one block of rows
 
-#include "api.h"
+#include "operations.h"
 #include "linear_tiles.h"
 
 namespace distllm {

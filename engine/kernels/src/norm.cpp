@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "api.h"
+#include "operations.h"
 #include "bf16.h"
 #include "elementwise.h"
 

@@ -8,7 +8,7 @@
 
 #include <numeric>
 
-#include "api.h"
+#include "operations.h"
 #include "quantized_span.h"
 #include "round_rows.h"
 

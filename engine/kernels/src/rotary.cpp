@@ -4,7 +4,7 @@
 //
 // over the first `width` dimensions of each head; both products and the sum are rounded to x's type.
 
-#include "api.h"
+#include "operations.h"
 #include "bf16.h"
 #include "elementwise.h"
 

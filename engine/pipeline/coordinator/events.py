@@ -11,6 +11,7 @@ from distllm.engine.pipeline.coordinator.snapshot import ClusterEvent, EventKind
 
 _MAX_EVENTS = 100
 _MAX_TEXT_LEN = 300
+_LONGEST_WORD = 40
 
 
 class EventLog:
@@ -58,6 +59,15 @@ class EventLog:
         self._has_unwritten.set()
 
 
-def printable(text: str) -> str:
-    """A short line of somebody else's text."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_TEXT_LEN])
+def printable(text: str, max_len: int = _MAX_TEXT_LEN) -> str:
+    """A short line of somebody else's text, which ends with a whole word where it was longer."""
+    return "".join(letter if letter.isprintable() else " " for letter in _cut(text, max_len))
+
+
+def _cut(text: str, max_len: int) -> str:
+    """Where it is too long, up to a space that is not far from the end."""
+    if len(text) <= max_len:
+        return text
+    start = text[: max_len - 2]
+    whole, space, rest = start.rpartition(" ")
+    return f"{whole if space and len(rest) < _LONGEST_WORD else start} …"

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Future
+from itertools import pairwise
 
 import msgspec
 
@@ -11,10 +12,11 @@ from distllm.engine.interface import ExecutorInfo, StepInput, StepOutput
 from distllm.engine.pipeline.coordinator.events import EventLog
 from distllm.engine.pipeline.coordinator.fencing import fences
 from distllm.engine.pipeline.coordinator.members import Members
-from distllm.engine.pipeline.coordinator.placer import Placer, Present
+from distllm.engine.pipeline.coordinator.placer import Placer
 from distllm.engine.pipeline.coordinator.result_check import find_fault
 from distllm.engine.pipeline.coordinator.routes import Route, Routes, chain_of
 from distllm.engine.pipeline.coordinator.seating import Seating
+from distllm.engine.pipeline.coordinator.situation import Present
 from distllm.engine.pipeline.coordinator.stage import Stage, merge
 from distllm.engine.pipeline.coordinator.status import PipelineStatus
 from distllm.engine.pipeline.coordinator.wakefulness import Wakefulness
@@ -51,7 +53,7 @@ class Pipeline:
         self._silence_s = settings.silence_s
         self._timeout_s = settings.patience.timeout_s
         self._placer = placer
-        self._find_routes = routes.of
+        self._routing = routes
         self._events = events
         self._seating = Seating(members, whole, placer, settings.silence_s)
         self._wakefulness = Wakefulness()
@@ -121,6 +123,12 @@ class Pipeline:
             self._futures.pop(commit.step.step_id).set_result(commit.output)
         return None
 
+    def has_edge(self, source: PeerId, target: str, epoch: int) -> bool:
+        """Whether a peer sends its steps to another in an epoch, which is the present one."""
+        if self._log is None or epoch != self._log.epoch:
+            return False
+        return any((stage.peer_id, after.peer_id) == (source, target) for stage, after in pairwise(self._stages))
+
     def relayed_to(self, sender: PeerId, epoch: int) -> PeerId | Status:
         """To whom the steps of a stage are to be relayed, or why they are not."""
         if self._log is None or epoch > self._log.epoch:
@@ -157,6 +165,9 @@ class Pipeline:
         for peer_id, change in self._seating.settle():
             logger.warning("%s %s", peer_id, change)
             self._events.note("rounding", change, peer_id)
+        if (moved := self._routing.settle(self._stages, self._routes)) is not None:
+            logger.warning("%s", moved)
+            self._events.note("rounding", moved)
         chain = chain_of(self._stages, self._routes)
         logger.info("serving over %s, after %.0f ms", chain, 1000 * stopped_s)
         if was_loss:
@@ -167,7 +178,7 @@ class Pipeline:
     async def _begin_epoch(self, stages: list[Stage]) -> bool:
         """Fence the stages, and send what is not committed. False where one was lost meanwhile."""
         held = [self._stages.index(stage) if stage in self._stages else None for stage in stages]
-        routes = self._find_routes(stages)
+        routes = self._routing.of(stages)
         if self._log is None:
             self._info = merge([stage.info for stage in stages], [route.codec for route in routes])
             first_epoch = time.time_ns() // 1_000_000
@@ -246,7 +257,7 @@ class Pipeline:
 
         No peer is to blame for that. What is under way may be lost, unless the stages see each other again.
         """
-        now = self._find_routes(self._stages)
+        now = self._routing.of(self._stages)
         return [new for old, new in zip(self._routes, now, strict=True) if old != new]
 
     def _blame_lost(self) -> bool:

@@ -3,24 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from distllm.engine.interface import BLOCK_SIZE
 from distllm.engine.pipeline.coordinator.division import Layers, Seat, divide_evenly, plan_of, seats_of
 from distllm.engine.pipeline.coordinator.members import Members
+from distllm.engine.pipeline.coordinator.situation import Present, Situation
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import StageConfig
-from distllm.engine.pipeline.placement.measurements import Cluster
 from distllm.engine.pipeline.placement.plan import Workload
-from distllm.engine.pipeline.placement.plan_record import PlanRecord, predict_serving, utc_now, write_record
+from distllm.engine.pipeline.placement.plan_record import PlanRecord, utc_now, write_record
 from distllm.engine.pipeline.placement.prediction import Prediction
 from distllm.engine.pipeline.placement.report import report
 from distllm.engine.pipeline.placement.search import Found, NothingFits, SearchResult, search_plan
 from distllm.engine.pipeline.placement.what_if import pays_back
 from distllm.engine.pipeline.settings import ClusterSettings
-from distllm.engine.quantization.config import QuantizationConfig
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -29,38 +28,6 @@ _HORIZON_S = 600.0
 """Within which a better plan must pay back what changing to it costs."""
 _MAX_STEPS_A_STAGE = 4
 """Most steps under way at once, where links take long beside stages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Present:
-    """Whom the pipeline could use now, and who has a seat.
-
-    `num_blocks` are those of its KV pool, 0 before it has one; `reload_s` is how long loading stages took.
-    `quantization` is that of each layer, None while that is for the peers to say.
-    """
-
-    peer_ids: tuple[str, ...]
-    serving: tuple[Seat, ...] = ()
-    num_blocks: int = 0
-    reload_s: float = 0.0
-    quantization: tuple[QuantizationConfig | None, ...] | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every stage is served."""
-        return bool(self.serving) and all(seat.peer in self.peer_ids for seat in self.serving)
-
-
-@dataclass(frozen=True, slots=True)
-class _Situation:
-    """All that a plan follows from. `refused` are layers that peers could not load a moment ago, and why."""
-
-    present: Present
-    refused: dict[tuple[str, Layers], str]
-    cluster: Cluster
-    workload: Workload
-    num_stages: int | None
-    is_settled: bool
 
 
 class Placer:
@@ -83,8 +50,9 @@ class Placer:
         self._settings = settings
         self._patience_s = patience_s
         self._seats: dict[tuple[str, ...], list[Seat]] = {}
+        self._begun: list[Seat] | None = None  # a plan that does not serve yet
         self._impatient_s: float | None = None
-        self._last: _Situation | None = None
+        self._last: Situation | None = None
         self._has_planned = asyncio.Event()
         self.better: list[Seat] | None = None
         self.served: Prediction | None = None
@@ -109,7 +77,7 @@ class Placer:
         if situation == self._last:
             return
         self._decide(situation, await self._searched(situation))
-        self.served = _served(situation)
+        self.served = situation.served
         self._last = situation
         self._has_planned.set()
         self._members.changed.set()
@@ -135,13 +103,13 @@ class Placer:
             self._has_planned.clear()
             await self.write_record()
 
-    def _situation(self, present: Present) -> _Situation:
+    def _situation(self, present: Present) -> Situation:
         wanted = self._settings.num_stages
         if wanted is not None and present.serving:
             wanted = min(wanted, len(present.peer_ids)) or None
         is_settled = bool(present.serving) or self._is_settled(present)
-        cluster = self._survey.cluster(present.peer_ids, present.quantization)
-        return _Situation(present, self._refused(present), cluster, self._workload(present), wanted, is_settled)
+        cluster = self._survey.cluster(present.peer_ids, present.quantization, self._settings.compression)
+        return Situation(present, self._refused(present), cluster, self._workload(present), wanted, is_settled)
 
     def _refused(self, present: Present) -> dict[tuple[str, Layers], str]:
         return {
@@ -174,7 +142,7 @@ class Placer:
             min_blocks=max(present.num_blocks, -(-longest // BLOCK_SIZE)),
         )
 
-    async def _searched(self, situation: _Situation) -> SearchResult | None:
+    async def _searched(self, situation: Situation) -> SearchResult | None:
         """None where there is nothing to search among.
 
         Where stages are lost, a plan that may have too little room is better than none: its peers will tell.
@@ -182,27 +150,60 @@ class Placer:
         if not situation.cluster.peers or not situation.is_settled:
             return None
         present = situation.present
+        if not present.serving and situation.num_measured < (situation.num_stages or 1):
+            return None
         result = await self._search(situation, situation.workload)
         if isinstance(result, NothingFits) and present.serving and not present.is_whole:
             return await self._search(situation, self._workload(replace(present, num_blocks=0)))
+        if isinstance(result, Found) and situation.refuses(seats_of(result.plan)):
+            return await self._search_among_willing(situation) or result
         return result
 
-    async def _search(self, situation: _Situation, workload: Workload) -> SearchResult:
+    async def _search_among_willing(self, situation: Situation) -> Found | None:
+        """The best plan of the other peers; None where they are too few."""
+        rest = situation.among_willing
+        if len(rest.cluster.peers) < (rest.num_stages or 1):
+            return None
+        result = await self._search(rest, rest.workload)
+        return result if isinstance(result, Found) else None
+
+    async def _search(self, situation: Situation, workload: Workload) -> SearchResult:
         objective = self._settings.objective
         return await asyncio.to_thread(search_plan, situation.cluster, workload, objective, situation.num_stages)
 
-    def _decide(self, situation: _Situation, result: SearchResult | None) -> None:
+    def _decide(self, situation: Situation, result: SearchResult | None) -> None:
         present = situation.present
-        self._seats, self.better = {}, None
+        self._seats, self.better, begun = {}, None, self._begun
+        self._begun = None
         if present.is_whole:
             self.better = self._worthwhile(situation, result)
-        elif situation.is_settled and (seats := self._chosen(situation, result)) is not None:
+        elif situation.is_settled and (seats := self._kept(begun, situation, result)) is not None:
+            self._begun = seats
             self._seats = {present.peer_ids: seats}
 
-    def _chosen(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
+    def _kept(
+        self, begun: list[Seat] | None, situation: Situation, result: SearchResult | None
+    ) -> list[Seat] | None:
+        """The plan whose layers are being loaded, which one that is hardly better would delay; else another."""
+        peer_ids, wanted = situation.present.peer_ids, situation.num_stages
+        if (
+            begun is None
+            or not isinstance(result, Found)
+            or any(seat.peer not in peer_ids for seat in begun)
+            or situation.refuses(begun)
+            or wanted not in (None, len(begun))
+        ):
+            return self._chosen(situation, result)
+        predicted = situation.predicted(begun)
+        is_well = predicted is None or not pays_back(
+            predicted, result.prediction, 0.0, _HORIZON_S, self._settings.objective
+        )
+        return begun if is_well else self._chosen(situation, result)
+
+    def _chosen(self, situation: Situation, result: SearchResult | None) -> list[Seat] | None:
         """What to serve with where nothing is served, or too few peers take part."""
         objective = self._settings.objective
-        if isinstance(result, Found) and not _is_refused(situation, seats_of(result.plan)):
+        if isinstance(result, Found) and not situation.refuses(seats_of(result.plan)):
             logger.info("the best plan for %s: %s", objective, _in_words(result.prediction))
             return seats_of(result.plan)
         if isinstance(result, NothingFits):
@@ -213,33 +214,34 @@ class Placer:
         num_stages = min(situation.num_stages or len(peer_ids), self._whole.num_layers)
         if not 0 < num_stages <= len(peer_ids):
             return None
-        reason = "the best plan could not be loaded" if result else "no peer has measured itself"
+        reason = "the best plan could not be loaded" if result else "too few peers are measured"
         logger.warning("dividing the model evenly over %d peers, as %s", num_stages, reason)
         layers = divide_evenly(self._whole.num_layers, num_stages)
         seats = [Seat(span, peer_id) for span, peer_id in zip(layers, peer_ids, strict=False)]
-        if not _is_refused(situation, seats):
+        if not situation.refuses(seats):
             return seats
         reasons = "; ".join(f"{peer}: {reason}" for (peer, _), reason in situation.refused.items())
         self.waits_for = f"peers that could not load their layers to try again: {reasons}"
         return None
 
-    def _worthwhile(self, situation: _Situation, result: SearchResult | None) -> list[Seat] | None:
+    def _worthwhile(self, situation: Situation, result: SearchResult | None) -> list[Seat] | None:
         """A plan to change to from the one that serves."""
         present, objective = situation.present, self._settings.objective
         if situation.num_stages is not None and len(present.serving) < situation.num_stages:
             return self._chosen(situation, result)
-        served = _served(situation)
+        served = situation.served
         if served is None or not isinstance(result, Found):
             return None
         seats = seats_of(result.plan)
-        if seats == list(present.serving) or _is_refused(situation, seats):
+        if seats == list(present.serving) or situation.refuses(seats):
             return None
-        if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective):
+        least_gain = self._settings.replan_gain
+        if not pays_back(served, result.prediction, present.reload_s, _HORIZON_S, objective, least_gain):
             return None
         logger.info("a better plan for %s: %s", objective, _in_words(result.prediction))
         return seats
 
-    def _record(self, situation: _Situation) -> PlanRecord:
+    def _record(self, situation: Situation) -> PlanRecord:
         return PlanRecord(
             written_at=utc_now(),
             model=self._whole.model,
@@ -248,20 +250,9 @@ class Placer:
             objective=self._settings.objective,
             num_stages=situation.num_stages,
             serving=plan_of(situation.present.serving) if situation.present.is_whole else None,
-            served=_served(situation),
+            served=situation.served,
             unmeasured=self._survey.unmeasured(),
         )
-
-
-def _is_refused(situation: _Situation, seats: Sequence[Seat]) -> bool:
-    return any((str(seat.peer), seat.layers) in situation.refused for seat in seats)
-
-
-def _served(situation: _Situation) -> Prediction | None:
-    """What is predicted of the plan that serves; None where none does, or that is not known."""
-    if not situation.present.is_whole:
-        return None
-    return predict_serving(situation.cluster, plan_of(situation.present.serving), situation.workload)
 
 
 def _in_words(prediction: Prediction) -> str:

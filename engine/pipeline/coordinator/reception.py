@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.messages import (
     BULK_PATH,
@@ -49,7 +50,7 @@ from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.engine.pipeline.settings import ClusterSettings
 from distllm.engine.pipeline.transport.app import Outbound, PeerApp, Post, Reply, certified_caller, ticketed_caller
 from distllm.engine.pipeline.wire.frame import decode_frame
-from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame, OtherKind
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -59,11 +60,8 @@ _NUM_ID_DIGITS = 4
 
 
 class Reception:
-    """Keeps `members` true to what peers say. `on_loading` takes progress.
+    """Keeps `members` true to what peers say, and tells `listeners`.
 
-    `on_result` takes results, and says what is wrong with one that cannot be.
-
-    `on_measured` takes what peers find out about themselves and their links, `on_received` acknowledgements.
     `why_refused` knows of peers that are of no use here.
     """
 
@@ -73,10 +71,7 @@ class Reception:
         tokens: TokenStore,
         members: Members,
         settings: ClusterSettings,
-        on_result: Callable[[PeerId, Result], str | None],
-        on_loading: Callable[[PeerId, Loading], None],
-        on_measured: Callable[[Member, Measured | MeasureFailed | Probed | EdgeDown], None],
-        on_received: Callable[[PeerId, Received], None],
+        listeners: Listeners,
         events: EventLog,
         removed: RemovedPeers,
         why_refused: Callable[[Hello], str | None] = lambda _: None,
@@ -85,10 +80,7 @@ class Reception:
         self._tokens = tokens
         self._members = members
         self._settings = settings
-        self._on_result = on_result
-        self._on_loading = on_loading
-        self._on_measured = on_measured
-        self._on_received = on_received
+        self._listeners = listeners
         self._events = events
         self._removed = removed
         self._told_removed = removed.current()
@@ -194,9 +186,9 @@ class Reception:
     async def _report(self, caller: PeerId | None, body: bytes) -> Reply:
         assert caller is not None
         try:
-            frame = decode_frame(body, len(body))
+            frame = decode_frame(body, self._settings.max_message_bytes)
             if frame.kind != CONTROL:
-                return Reply.refusal(400, f"a frame of kind {frame.kind} is no report")
+                raise OtherKind(frame.kind, "report")
             message = frame.header(_decode_report)
         except MalformedFrame as error:
             logger.warning("%s sent what is no report: %s", caller, error)
@@ -230,7 +222,7 @@ class Reception:
     def _take(self, member: Member, message: ToCoordinator) -> Reply:
         match message:
             case Result():
-                fault = self._on_result(member.peer_id, message)
+                fault = self._listeners.result(member.peer_id, message)
                 return Reply() if fault is None else Reply.refusal(400, f"a result cannot be: this peer {fault}")
             case Beat():
                 member.take_beat(message)
@@ -238,7 +230,7 @@ class Reception:
             case Hello():
                 return self._greet(member, message)
             case Loading():
-                self._on_loading(member.peer_id, message)
+                self._listeners.loading(member.peer_id, message)
                 return Reply()
             case Loaded():
                 member.loaded[message.config] = message.info
@@ -253,24 +245,34 @@ class Reception:
                 self._events.note("failed", f"has lost {layers}: {message.reason}", member.peer_id)
                 member.lose(message.config)
             case Measured() | MeasureFailed() | Probed():
-                self._on_measured(member, message)
+                self._listeners.measured(member, message)
             case Fenced():
                 member.fenced = max(member.fenced, message.epoch)
             case FenceFailed(reason=reason):
                 logger.error("%s cannot serve its layers: %s", member.peer_id, reason)
                 self._events.note("failed", f"cannot serve its layers: {reason}", member.peer_id)
                 member.blame(reason)
-            case EdgeDown(is_refusal=True):
-                logger.warning("%s refuses the steps of %s: %s", message.successor, member.peer_id, message.reason)
-                self._events.note("failed", f"refuses steps: {message.reason}", message.successor)
-                self._members[PeerId(message.successor)].blame(message.reason)
             case EdgeDown():
-                logger.warning("%s: %s", member.peer_id, message.reason)
-                self._events.note("failed", f"cannot reach the next stage: {message.reason}", member.peer_id)
-                self._on_measured(member, message)
+                return self._take_edge_down(member, message)
             case Received():
-                self._on_received(member.peer_id, message)
+                self._listeners.received(member.peer_id, message)
                 return Reply()
+        self._members.changed.set()
+        return Reply()
+
+    def _take_edge_down(self, member: Member, message: EdgeDown) -> Reply:
+        """Of the stage that follows, and of no other peer: it may lose its seat by that."""
+        if not self._listeners.has_edge(member.peer_id, message.successor, message.epoch):
+            logger.info("%s complains of %s, to which it does not send", member.peer_id, message.successor)
+            return Reply.refusal(409, f"in epoch {message.epoch} this peer does not send to {message.successor}")
+        if message.is_refusal:
+            logger.warning("%s refuses the steps of %s: %s", message.successor, member.peer_id, message.reason)
+            self._events.note("failed", f"refuses steps: {message.reason}", message.successor)
+            self._members[PeerId(message.successor)].blame(message.reason)
+        else:
+            logger.warning("%s: %s", member.peer_id, message.reason)
+            self._events.note("failed", f"cannot reach the next stage: {message.reason}", member.peer_id)
+            self._listeners.measured(member, message)
         self._members.changed.set()
         return Reply()
 

@@ -18,7 +18,7 @@ from distllm.engine.pipeline.peer.edge import RELAY_PATH
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.transport.app import Post, Reply
 from distllm.engine.pipeline.wire.frame import decode_frame
-from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame, OtherKind
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -73,7 +73,7 @@ class Relay:
         try:
             frame = decode_frame(body, self._max_bytes)
             if frame.kind != STEP:
-                return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
+                raise OtherKind(frame.kind, "step")
             header = frame.header(_decode_header)
         except MalformedFrame as error:
             logger.warning("%s sent what is no step: %s", caller, error)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.stage import Stage
 from distllm.engine.pipeline.coordinator.survey import Survey
-from distllm.engine.pipeline.wire.codec_choice import choose_codec
-from distllm.engine.pipeline.wire.codec_names import CodecName, Compression
+from distllm.engine.pipeline.wire.codec_names import PLAIN, CodecName, Compression
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,15 @@ def chain_of(stages: Sequence[Stage], routes: Sequence[Route]) -> str:
     return " -> ".join(links)
 
 
+def _lossy_boundaries(stages: Sequence[Stage], routes: Sequence[Route]) -> dict[int, CodecName]:
+    pairs = zip(stages, routes, strict=True)
+    return {stage.config.begin: route.codec for stage, route in pairs if route.codec != PLAIN}
+
+
+def _in_words(boundaries: dict[int, CodecName]) -> str:
+    return ", ".join(f"before layer {layer} in {codec}" for layer, codec in boundaries.items()) or "nowhere"
+
+
 class Routes:
     """Knows from `survey` who reaches whom. The codec of a boundary between layers never changes.
 
@@ -48,10 +56,21 @@ class Routes:
         self._survey = survey
         self._compression = compression
         self._codecs: dict[int, CodecName] = {}
+        self._lossy: dict[int, CodecName] | None = None  # by the layer that they come to, of those that serve
 
     def of(self, stages: Sequence[Stage]) -> list[Route]:
         """One for each stage."""
         return [self._route(stages[number - 1] if number else None, stage) for number, stage in enumerate(stages)]
+
+    def settle(self, stages: Sequence[Stage], routes: Sequence[Route]) -> str | None:
+        """They serve. In words, if activations lose precision elsewhere than before, which changes tokens' bits."""
+        before, self._lossy = self._lossy, _lossy_boundaries(stages, routes)
+        if before is None or before == self._lossy:
+            return None
+        return (
+            f"activations lose precision elsewhere: now {_in_words(self._lossy)}, until now {_in_words(before)}; "
+            "from here on tokens are the same up to rounding"
+        )
 
     def _route(self, source: Stage | None, target: Stage) -> Route:
         member = self._members[target.peer_id]
@@ -61,15 +80,8 @@ class Routes:
         return Route(self._codec(source, target), None if is_direct else member.num_links)
 
     def _codec(self, source: Stage, target: Stage) -> CodecName:
-        if self._compression != "auto":
-            return self._compression
         boundary = target.config.begin
         if boundary not in self._codecs:
-            self._codecs[boundary] = self._fastest(source, target)
+            ends = self._members[source.peer_id], self._members[target.peer_id]
+            self._codecs[boundary] = self._survey.codec(*ends, self._compression)
         return self._codecs[boundary]
-
-    def _fastest(self, source: Stage, target: Stage) -> CodecName:
-        """As far as it is measured what they cost there, else none."""
-        ends = self._members[source.peer_id], self._members[target.peer_id]
-        goodput, costs = self._survey.goodput(*ends), self._survey.codec_costs(*ends)
-        return "none" if goodput is None or "none" not in costs else choose_codec(costs.keys(), goodput, costs)

@@ -4,17 +4,25 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from math import inf
 
 from distllm.engine.pipeline.coordinator.arithmetic import wished
 from distllm.engine.pipeline.coordinator.members import Member, Members
 from distllm.engine.pipeline.coordinator.model_sample import ModelSample
 from distllm.engine.pipeline.messages import EdgeDown, Measure, Measured, MeasureFailed, Probed, ProbeLinks
-from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, Link, PeerId, PeerMeasurements
+from distllm.engine.pipeline.placement.measurements import (
+    COORDINATOR,
+    Cluster,
+    EdgeCodec,
+    Link,
+    PeerId,
+    PeerMeasurements,
+)
 from distllm.engine.pipeline.placement.measuring import ComputeTimes
 from distllm.engine.pipeline.security.peer_id import PeerId as CertifiedId
-from distllm.engine.pipeline.wire.codec_choice import CodecCost
-from distllm.engine.pipeline.wire.codec_names import CodecName
+from distllm.engine.pipeline.wire.codec_choice import CodecCost, choose_codec
+from distllm.engine.pipeline.wire.codec_names import PLAIN, CodecName, Compression
 from distllm.engine.pool_size import FREE_FRACTION
 from distllm.engine.quantization.config import QuantizationConfig
 
@@ -131,6 +139,13 @@ class Survey:
             if name in decoding
         }
 
+    def codec(self, source: Member, target: Member, compression: Compression) -> CodecName:
+        """In which activations had better go from one peer to another, as far as it is measured what that costs."""
+        if compression != "auto":
+            return compression
+        goodput, costs = self.goodput(source, target), self.codec_costs(source, target)
+        return PLAIN if goodput is None or PLAIN not in costs else choose_codec(costs.keys(), goodput, costs)
+
     def is_settled(self, peer_ids: Collection[str]) -> bool:
         """Whether all is known of these peers that can be."""
         members = [member for member in self._members.connected() if member.peer_id in peer_ids]
@@ -139,9 +154,12 @@ class Survey:
         )
 
     def cluster(
-        self, peer_ids: Collection[str], quantization: Sequence[QuantizationConfig | None] | None = None
+        self,
+        peer_ids: Collection[str],
+        quantization: Sequence[QuantizationConfig | None] | None = None,
+        compression: Compression = PLAIN,
     ) -> Cluster:
-        """Those of the peers that are here and measured, and the links between them.
+        """Those of the peers that are here and measured, the links between them, and how they would use those.
 
         `quantization` is that of each layer; None where each peer has its layers as it wishes.
         """
@@ -151,7 +169,8 @@ class Survey:
         ends = {peer.peer_id for peer in peers} | {COORDINATOR}
         links = tuple(link for link in self._links(members) if {link.source, link.target} <= ends)
         sizes = self._model.sizes if quantization is None else self._model.sizes_by_layer(quantization)
-        return Cluster(sizes, peers, links)
+        codecs = tuple(self._codecs([members[peer.peer_id] for peer in peers], compression))
+        return Cluster(sizes, peers, links, codecs)
 
     def unmeasured(self) -> dict[str, str]:
         """Of those that are here, why they cannot be placed."""
@@ -244,6 +263,15 @@ class Survey:
             kv_token_bytes=self._model.kv_token_bytes,
             model=self._model.sizes_of(self._wished(member)) if has_its_wish and member.wish else None,
         )
+
+    def _codecs(self, members: Sequence[Member], compression: Compression) -> Iterator[EdgeCodec]:
+        """Of all ways between two of them on which activations would not go as they are."""
+        for source, target in permutations(members, 2):
+            name = self.codec(source, target, compression)
+            cost = self.codec_costs(source, target).get(name)
+            if name != PLAIN and cost is not None:
+                ends = PeerId(source.peer_id), PeerId(target.peer_id)
+                yield EdgeCodec(*ends, name, cost.bytes_per_token, cost.coding_s)
 
     def _links(self, members: dict[PeerId, Member]) -> Iterator[Link]:
         for member in members.values():

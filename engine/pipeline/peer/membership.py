@@ -9,12 +9,13 @@ from distllm.engine.pipeline.peer.expiry import explain_expiry
 from distllm.engine.pipeline.peer.joining import renew
 from distllm.engine.pipeline.peer.mismatch import find_mismatch
 from distllm.engine.pipeline.security.encryption import read_encryption
+from distllm.engine.pipeline.security.host import is_loopback
 from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import PeerId
 from distllm.engine.pipeline.security.ticket import TicketCheck
 from distllm.engine.pipeline.transport.app import PeerApp, Post, certified_caller, ticketed_caller
-from distllm.engine.pipeline.transport.client import Address, Http2Client
+from distllm.engine.pipeline.transport.client import Address, Http2Client, Unreachable
 from distllm.engine.pipeline.transport.server import Http2Server
 
 
@@ -64,7 +65,15 @@ class Membership:
         return Http2Server(app, *listen, files)
 
     async def connect(self, address: Address) -> Http2Client:
-        """Raises Unreachable."""
+        """Raises Unreachable.
+
+        Without encryption nothing leaves this machine unless the coordinator is on another, as somebody insisted.
+        """
+        if not self._is_encrypted and is_loopback(self.coordinator.host) and not is_loopback(address.host):
+            raise Unreachable(
+                f"{address.peer_id} says that it is at {address.host}, on another machine: nothing is sent there "
+                "without encryption"
+            )
         return await Http2Client.open(address, self._identity, self.patience, is_encrypted=self._is_encrypted)
 
     async def connect_to_coordinator(self) -> Http2Client:

@@ -59,7 +59,7 @@ from distllm.engine.pipeline.weights.folders import WeightFolders
 from distllm.engine.pipeline.weights.source import WeightSource
 from distllm.engine.pipeline.weights.stage_weights import StageWeights
 from distllm.engine.pipeline.wire.frame import Frame, decode_frame
-from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame
+from distllm.engine.pipeline.wire.malformed_frame import MalformedFrame, OtherKind
 from distllm.engine.pool_size import OutOfMemory
 from distllm.engine.quantization.config import QuantizationWish
 
@@ -220,7 +220,7 @@ class Peer:
         try:
             frame = decode_frame(body, self._max_bytes)
             if frame.kind != STEP:
-                return Reply.refusal(400, f"a frame of kind {frame.kind} is no step")
+                raise OtherKind(frame.kind, "step")
             status = self._runner.take(caller, frame)
         except MalformedFrame as error:
             logger.warning("%s sent what is no step: %s", caller, error)

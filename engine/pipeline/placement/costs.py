@@ -5,10 +5,11 @@ what the measured one does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, Link, PeerId
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, EdgeCodec, Link, ModelSizes, PeerId
 from distllm.engine.pipeline.placement.plan import Plan, Stage, Workload
+from distllm.engine.pipeline.wire.codec_names import PLAIN, CodecName
 
 _TOKEN_BYTES = 8
 """Of a token id, which is all that leaves the coordinator and comes back to it."""
@@ -18,11 +19,12 @@ Edge = tuple[PeerId, PeerId]
 
 @dataclass(frozen=True, slots=True)
 class EdgeCost:
-    """Nanoseconds of one step on an edge. Steps queue for the transfer; delays overlap."""
+    """Nanoseconds of one step on an edge. Steps queue for coding and transfer; delays overlap."""
 
     delay_ns: int
     transfer_ns: int
     is_relayed: bool = False
+    codec: CodecName = PLAIN
 
     @property
     def total_ns(self) -> int:
@@ -99,8 +101,9 @@ def _step_costs(cluster: Cluster, num_rows: int, num_sampled: int, layer_ns: dic
         if (COORDINATOR, peer.peer_id) in links and (peer.peer_id, COORDINATOR) in links
     ]
     ids = [peer.peer_id for peer in reached]
+    codecs = {(codec.source, codec.target): codec for codec in cluster.codecs}
     edges = {
-        (source, target): _edge_cost(links, source, target, num_rows * cluster.model.activation_bytes)
+        (source, target): _coded(codecs.get((source, target)), links, source, target, num_rows, cluster.model)
         for source in ids
         for target in ids
         if source != target
@@ -114,6 +117,22 @@ def _step_costs(cluster: Cluster, num_rows: int, num_sampled: int, layer_ns: dic
         head_ns={peer.peer_id: _nanoseconds(peer.head.at(num_sampled)) for peer in reached},
         edges=edges,
     )
+
+
+def _coded(
+    coded: EdgeCodec | None,
+    links: Mapping[Edge, Link],
+    source: PeerId,
+    target: PeerId,
+    num_rows: int,
+    model: ModelSizes,
+) -> EdgeCost:
+    """Between two stages, whose activations go in a codec or as they are."""
+    if coded is None:
+        return _edge_cost(links, source, target, num_rows * model.activation_bytes)
+    sent = _edge_cost(links, source, target, num_rows * coded.token_bytes)
+    coding_ns = _nanoseconds(num_rows * coded.coding_s)
+    return replace(sent, transfer_ns=sent.transfer_ns + coding_ns, codec=coded.codec)
 
 
 def _edge_cost(links: Mapping[Edge, Link], source: PeerId, target: PeerId, num_bytes: int) -> EdgeCost:

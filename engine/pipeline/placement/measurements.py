@@ -10,6 +10,8 @@ from typing import NewType
 
 from msgspec import Struct
 
+from distllm.engine.pipeline.wire.codec_names import CodecName
+
 PeerId = NewType("PeerId", str)
 
 COORDINATOR = PeerId("coordinator")
@@ -127,18 +129,41 @@ class Link(Struct, frozen=True):
             raise ValueError(f"a link joins two ends, not {self.source} with itself")
 
 
+class EdgeCodec(Struct, frozen=True):
+    """How activations would go from one peer to another, straight or relayed: in how many bytes a token.
+
+    To encode and decode those of a token takes `coding_s`.
+    """
+
+    source: PeerId
+    target: PeerId
+    codec: CodecName
+    token_bytes: int
+    coding_s: float
+
+    def __post_init__(self) -> None:
+        _positive(self.token_bytes, "token_bytes")
+        _not_negative(self.coding_s, "coding_s", _MAX_S)
+
+
 class Cluster(Struct, frozen=True):
-    """A model and the peers that could serve it. A link that is not there is one that cannot be reached."""
+    """A model and the peers that could serve it. A link that is not there is one that cannot be reached.
+
+    Where there is no codec, activations go as they are.
+    """
 
     model: ModelSizes
     peers: tuple[PeerMeasurements, ...]
     links: tuple[Link, ...]
+    codecs: tuple[EdgeCodec, ...] = ()
 
     def __post_init__(self) -> None:
         if len({peer.peer_id for peer in self.peers}) < len(self.peers):
             raise ValueError("two peers have the same id")
         if len({(link.source, link.target) for link in self.links}) < len(self.links):
             raise ValueError("one direction of a link is given twice")
+        if len({(codec.source, codec.target) for codec in self.codecs}) < len(self.codecs):
+            raise ValueError("one direction between two peers has two codecs")
 
     def peer(self, peer_id: PeerId) -> PeerMeasurements:
         """Raises KeyError for a peer that is not there."""

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from distllm.engine.durable import write_private
-from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, Link, PeerId
+from distllm.engine.pipeline.placement.measurements import COORDINATOR, Cluster, EdgeCodec, Link, PeerId
 from distllm.engine.pipeline.placement.plan import Objective, Plan, Workload
 from distllm.engine.pipeline.placement.prediction import Prediction, predict
 from distllm.engine.pipeline.placement.search import Found, SearchResult, search_plan
@@ -57,16 +58,19 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
         """
         twin = PeerId(f"{peer_id}-like")
         peer = msgspec.structs.replace(self.cluster.peer(peer_id), peer_id=twin)
-        renamed = {peer_id: twin}
-        links = [
-            msgspec.structs.replace(
-                link, source=renamed.get(link.source, link.source), target=renamed.get(link.target, link.target)
-            )
-            for link in self.cluster.links
-            if peer_id in (link.source, link.target)
-        ]
+        links = [_renamed(link, peer_id, twin) for link in self.cluster.links if _is_end(link, peer_id)]
+        codecs = [_renamed(codec, peer_id, twin) for codec in self.cluster.codecs if _is_end(codec, peer_id)]
         links += self._between(peer_id, twin)
-        return if_peer_added(self.cluster, self.workload, self.objective, best, peer, tuple(links), self.num_stages)
+        return if_peer_added(
+            self.cluster,
+            self.workload,
+            self.objective,
+            best,
+            peer,
+            tuple(links),
+            self.num_stages,
+            tuple(codecs),
+        )
 
     def _between(self, peer_id: PeerId, twin: PeerId) -> list[Link]:
         """Both ways between a peer and its like: as the one between it and the coordinator."""
@@ -76,6 +80,20 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
             if (link.source, link.target) == (peer_id, COORDINATOR)
             for source, target in ((peer_id, twin), (twin, peer_id))
         ]
+
+
+_Edge = TypeVar("_Edge", Link, EdgeCodec)
+
+
+def _is_end(edge: Link | EdgeCodec, peer_id: PeerId) -> bool:
+    return peer_id in (edge.source, edge.target)
+
+
+def _renamed(edge: _Edge, peer_id: PeerId, twin: PeerId) -> _Edge:
+    """The same from or to `twin` in the place of a peer."""
+    names = {peer_id: twin}
+    source, target = (names.get(end, end) for end in (edge.source, edge.target))
+    return msgspec.structs.replace(edge, source=source, target=target)
 
 
 def predict_serving(cluster: Cluster, serving: Plan | None, workload: Workload) -> Prediction | None:

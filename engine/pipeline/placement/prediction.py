@@ -13,6 +13,7 @@ from distllm.engine.pipeline.placement.costs import (
 from distllm.engine.pipeline.placement.measurements import Cluster, PeerId
 from distllm.engine.pipeline.placement.plan import Plan, Stage, Workload
 from distllm.engine.pipeline.placement.stage_memory import StageMemory
+from distllm.engine.pipeline.wire.codec_names import PLAIN, CodecName
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,16 @@ class StagePrediction:
 
 @dataclass(frozen=True, slots=True)
 class HopPrediction:
-    """`decode_s` takes the activations of one row from `source` to `target`, by the coordinator if relayed."""
+    """`decode_s` takes the activations of one row from `source` to `target`, by the coordinator if relayed.
+
+    It has the time to encode and decode them where they go in a `codec`.
+    """
 
     source: PeerId
     target: PeerId
     decode_s: float
     is_relayed: bool
+    codec: CodecName = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def _stage_prediction(cluster: Cluster, stage: Stage, single: StepCosts, chunk: 
 def _hop_predictions(plan: Plan, costs: StepCosts) -> Iterator[HopPrediction]:
     for source, target in plan.edges:
         cost = costs.edges[source, target]
-        yield HopPrediction(source, target, cost.total_ns / 1e9, cost.is_relayed)
+        yield HopPrediction(source, target, cost.total_ns / 1e9, cost.is_relayed, cost.codec)
 
 
 def _throughput_limit(plan: Plan, costs: StepCosts, batches: MicroBatches) -> str:

@@ -14,6 +14,7 @@ from distllm.engine.pipeline.placement.plan import Objective, Workload
 from distllm.engine.pipeline.placement.prediction import HopPrediction, Prediction, StagePrediction
 from distllm.engine.pipeline.placement.search import Found, NothingFits, SearchResult
 from distllm.engine.pipeline.placement.what_if import Difference, WhatIf
+from distllm.engine.pipeline.wire.codec_names import PLAIN
 
 
 def report(
@@ -61,7 +62,8 @@ def _chain(prediction: Prediction) -> Iterator[str]:
 
 
 def _hop(hop: HopPrediction) -> str:
-    return f"{duration(hop.decode_s)}{', relayed by the coordinator' if hop.is_relayed else ''}"
+    way = ", relayed by the coordinator" if hop.is_relayed else ""
+    return f"{duration(hop.decode_s)}{way}{'' if hop.codec == PLAIN else f', in {hop.codec}'}"
 
 
 def _stage(stage: StagePrediction) -> str:

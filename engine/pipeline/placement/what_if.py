@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from distllm.engine.pipeline.placement.measurements import Cluster, Link, PeerId, PeerMeasurements
+from distllm.engine.pipeline.placement.measurements import Cluster, EdgeCodec, Link, PeerId, PeerMeasurements
 from distllm.engine.pipeline.placement.plan import Objective, Workload
 from distllm.engine.pipeline.placement.prediction import Prediction
 from distllm.engine.pipeline.placement.search import Found, SearchResult, search_plan
-
-_HYSTERESIS = 0.2
-"""A plan that is better by less than this part is not worth the change: predictions are no better than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +58,21 @@ def if_peer_added(
     peer: PeerMeasurements,
     links: tuple[Link, ...],
     num_stages: int | None = None,
+    codecs: tuple[EdgeCodec, ...] = (),
 ) -> WhatIf:
     """Of the best plan `before`, for this cluster. Raises ValueError where the peer or a link is there already."""
-    larger = Cluster(cluster.model, (*cluster.peers, peer), (*cluster.links, *links))
+    larger = Cluster(cluster.model, (*cluster.peers, peer), (*cluster.links, *links), (*cluster.codecs, *codecs))
     after = search_plan(larger, workload, objective, num_stages)
     return WhatIf(f"with {peer.peer_id}", after, _difference(before, after))
 
 
 def without_peer(cluster: Cluster, peer_id: PeerId) -> Cluster:
-    """The cluster without the peer and its links."""
+    """The cluster without the peer, its links and their codecs."""
     return replace(
         cluster,
         peers=tuple(peer for peer in cluster.peers if peer.peer_id != peer_id),
         links=tuple(link for link in cluster.links if peer_id not in (link.source, link.target)),
+        codecs=tuple(codec for codec in cluster.codecs if peer_id not in (codec.source, codec.target)),
     )
 
 
@@ -83,13 +82,15 @@ def pays_back(
     reload_s: float,
     horizon_s: float,
     objective: Objective = "throughput",
+    least_gain: float = 0.2,
 ) -> bool:
-    """Whether changing plans, and serving nothing for `reload_s`, gives a fifth more tokens in `horizon_s`.
+    """Whether changing plans, and serving nothing for `reload_s`, gives more tokens in `horizon_s` by that part.
 
+    Predictions are no better than a fifth, so that less is hardly worth a change.
     Tokens of all streams for throughput, of a single one for latency.
     """
     serving_s = max(0.0, horizon_s - reload_s)
-    return _rate(new, objective) * serving_s > (1 + _HYSTERESIS) * _rate(old, objective) * horizon_s
+    return _rate(new, objective) * serving_s > (1 + least_gain) * _rate(old, objective) * horizon_s
 
 
 def _rate(prediction: Prediction, objective: Objective) -> float:

@@ -18,6 +18,14 @@ class InvalidHost(ValueError):
     """A host cannot stand in a certificate; the message names it."""
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def general_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
     """Each host once, as an IP address or a DNS name. Raises InvalidHost.
 

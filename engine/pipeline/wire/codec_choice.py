@@ -16,10 +16,14 @@ class CodecCost:
     encode_rows_per_s: float
     decode_rows_per_s: float
 
+    @property
+    def coding_s(self) -> float:
+        """To encode and decode a token's."""
+        return 1 / self.encode_rows_per_s + 1 / self.decode_rows_per_s
+
     def seconds_per_token(self, goodput_bytes_per_s: float) -> float:
         """Encoding, sending and decoding follow each other, as they do in a step."""
-        codec_s = 1 / self.encode_rows_per_s + 1 / self.decode_rows_per_s
-        return self.bytes_per_token / goodput_bytes_per_s + codec_s
+        return self.bytes_per_token / goodput_bytes_per_s + self.coding_s
 
 
 def choose_codec(

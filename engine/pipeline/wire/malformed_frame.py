@@ -42,5 +42,10 @@ class ChecksumDiffers(MalformedFrame):
         )
 
 
+class OtherKind(MalformedFrame):
+    def __init__(self, kind: int, wanted: str) -> None:
+        super().__init__(f"a frame of kind {kind} is no {wanted}")
+
+
 class MalformedHeader(MalformedFrame):
     """What an undamaged header says is not what this protocol can say."""

@@ -85,6 +85,13 @@ async def test_where_none_can_start_every_reason_is_said() -> None:
         assert pair.engine.state == "failed"
 
 
+@pytest.mark.parametrize(("here", "over_peers"), [("broken", "fake"), ("fake", "broken"), ("broken", "broken")])
+async def test_whatever_comes_of_its_start_is_worth_waiting_for(here: str, over_peers: str) -> None:
+    async with started(here, over_peers) as pair:
+        await asyncio.wait_for(pair.engine.wait_admitting(), 20)
+        assert pair.engine.state == ("ready" if "fake" in (here, over_peers) else "failed")
+
+
 async def test_every_route_is_measured_once_its_engine_is_ready() -> None:
     async with both_ready() as pair:
         assert pair.pipeline.pace.is_measured

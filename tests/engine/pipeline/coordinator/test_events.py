@@ -34,7 +34,13 @@ def test_a_text_is_one_short_line_whatever_a_peer_says(text: str) -> None:
     line = printable(text)
     assert len(line) <= 300
     assert line.isprintable()
-    assert line == text[:300] or not text[:300].isprintable()
+    assert line == text[:300] or not text[:300].isprintable() or line.endswith(" …")
+
+
+def test_a_text_that_is_too_long_ends_with_a_whole_word() -> None:
+    assert printable("all of it", 9) == "all of it"
+    assert printable("not all of it", 12) == "not all …"
+    assert printable("x" * 400) == "x" * 298 + " …"
 
 
 async def test_news_that_came_before_the_wait_ends_it() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -241,14 +240,15 @@ async def test_the_only_spare_takes_over_though_it_was_blamed_a_moment_ago(clust
     await answered(cluster.submit())
 
 
-async def test_a_blamed_stage_serves_again_where_there_is_nobody_else(tmp_path: Path) -> None:
+async def test_a_blamed_stage_serves_again_where_there_is_nobody_else_before_it_is_forgiven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distllm.engine.pipeline.coordinator.standing._FORGIVEN_S", 3600.0)
     async with running(tmp_path, num_stages=1) as cluster:
         only = cluster.join("a")
         await cluster.ready()
         cluster.members[only.peer_id].blame("it was slow")
-        began_s = time.monotonic()
         await until(lambda: len(only.fences) == 2)
-        assert time.monotonic() - began_s < 4.0, "it is not waited for until it is forgiven"
         await answered(cluster.submit())
 
 
@@ -465,6 +465,9 @@ async def test_stages_that_cannot_reach_each_other_are_relayed_between_and_nobod
     await until(lambda: len(first.steps) == 1)
     epoch = first.fences[-1].epoch
     assert cluster.pipeline.relayed_to(first.peer_id, epoch) is Status.REFUSED, "they reach each other"
+    assert cluster.pipeline.has_edge(first.peer_id, second.peer_id, epoch)
+    assert not cluster.pipeline.has_edge(second.peer_id, first.peer_id, epoch)
+    assert not cluster.pipeline.has_edge(first.peer_id, second.peer_id, epoch - 1)
     first.withholds = False
     cluster.survey.take(
         cluster.members[first.peer_id], EdgeDown(epoch=epoch, successor=second.peer_id, reason="refused")

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from distllm.engine.pipeline.coordinator.division import Seat
-from distllm.engine.pipeline.coordinator.placer import Placer, Present
+from distllm.engine.pipeline.coordinator.placer import Placer
+from distllm.engine.pipeline.coordinator.situation import Present
 from distllm.engine.pipeline.messages import Beat, MeasureFailed, StageConfig
 from distllm.engine.pipeline.placement.plan_record import read_record
 from distllm.engine.pipeline.placement.search import Found
@@ -98,7 +99,15 @@ async def test_it_does_not_wait_for_ever(peers: Peers, tmp_path: Path, caplog: p
     placer = placer_of(peers, tmp_path, patience_s=0.0)
     await placer.plan(Present((A, B)))
     assert placer.seats((A, B)) == [Seat((0, 4), A), Seat((4, 8), B)]
-    assert "dividing the model evenly over 2 peers, as no peer has measured itself" in caplog.text
+    assert "dividing the model evenly over 2 peers, as too few peers are measured" in caplog.text
+
+
+async def test_it_does_not_wait_for_ever_for_links(peers: Peers, tmp_path: Path) -> None:
+    for member in [peers.join(name) for name in (A, B)]:
+        peers.survey.take(member, peers.measured(member, 0.001))
+    placer = placer_of(peers, tmp_path, patience_s=0.0, num_stages=2)
+    await placer.plan(Present((A, B)))
+    assert placer.seats((A, B)) == [Seat((0, 4), A), Seat((4, 8), B)]
 
 
 async def test_peers_that_cannot_measure_share_the_model_evenly(peers: Peers, tmp_path: Path) -> None:
@@ -144,6 +153,15 @@ async def test_a_plan_that_is_hardly_better_is_left(peers: Peers, tmp_path: Path
     await placer.plan(Present((A, B), ALL_ON_A, num_blocks=64))
     assert placer.better is None
     assert placer.seats((A, B)) is None
+
+
+async def test_what_counts_as_better_may_be_set(peers: Peers, tmp_path: Path) -> None:
+    peers.join(A)
+    peers.join(B)
+    peers.settle({A: 0.001, B: 0.001})
+    placer = placer_of(peers, tmp_path, replan_gain=1e6)
+    await placer.plan(Present((A, B), ALL_ON_A, num_blocks=64))
+    assert placer.better is None
 
 
 async def test_a_given_number_of_stages_is_made_up_whether_it_pays_or_not(peers: Peers, tmp_path: Path) -> None:
@@ -204,6 +222,45 @@ async def test_what_could_not_be_loaded_is_not_proposed_again_until_it_may_be(pe
     member.take_beat(Beat(boot="1", busy_s=0.0, free_bytes=2 << 30))
     await placer.plan(present)
     assert placer.seats((A, B)) == first
+
+
+async def test_a_plan_without_a_peer_whose_disk_is_full_is_the_best_of_the_others(
+    peers: Peers, tmp_path: Path
+) -> None:
+    member = peers.join(A)
+    for name in (B, C):
+        peers.join(name)
+    peers.settle({A: 0.001, B: 0.001, C: 0.003})
+    placer = placer_of(peers, tmp_path, num_stages=2)
+    present = Present((A, B, C))
+    await placer.plan(present)
+    (layers,) = [seat.layers for seat in placer.seats((A, B, C)) or () if seat.peer == A]
+    member.refuse(part(layers), "the disk is full")
+    await placer.plan(present)
+    seats = placer.seats((A, B, C))
+    assert seats is not None
+    assert {seat.peer: seat.layers[1] - seat.layers[0] for seat in seats} == {B: 6, C: 2}
+
+
+@pytest.mark.parametrize(("seconds", "is_left"), [(0.0009, False), (0.0001, True)])
+async def test_a_plan_that_is_being_loaded_is_left_for_a_much_better_one_alone(
+    peers: Peers, tmp_path: Path, seconds: float, is_left: bool
+) -> None:
+    for name in (A, B):
+        peers.join(name)
+    peers.settle({A: 0.001, B: 0.001})
+    placer = placer_of(peers, tmp_path, num_stages=2)
+    await placer.plan(Present((A, B)))
+    begun = placer.seats((A, B))
+    peers.join(C)
+    peers.settle({A: 0.001, B: 0.001, C: seconds})
+    await placer.plan(Present((A, B, C)))
+    seats = placer.seats((A, B, C))
+    assert seats is not None
+    assert (seats != begun) == is_left
+    peers.members[A].end_link()
+    await placer.plan(Present((B, C)))
+    assert {seat.peer for seat in placer.seats((B, C)) or ()} == {B, C}
 
 
 async def test_what_is_known_is_kept_for_the_operator(peers: Peers, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.delivery import Status
@@ -44,6 +45,7 @@ from distllm.engine.pipeline.transport.app import PeerApp, Reply
 from distllm.engine.pipeline.wire.frame import encode_frame
 from distllm.engine.pipeline.wire.stream_decoder import StreamDecoder
 from tests.engine.pipeline.coordinator.peers import SAMPLE, WHOLE
+from tests.engine.pipeline.waiting import TIMEOUT_S
 from tests.scheduler.slot_executor import executor_info
 
 
@@ -73,6 +75,7 @@ class Coordinator:
         def note(peer_id: PeerId, result: Result) -> None:
             self.results.append((peer_id, result))
 
+        self.edges = {(PEER, "peer-2", 1)}
         self.measured: list[object] = []
         self.received: list[tuple[PeerId, Received]] = []
         self.removed = RemovedPeers(state_dir)
@@ -89,10 +92,13 @@ class Coordinator:
             tokens,
             self.members,
             settings,
-            note,
-            ignore,
-            lambda _, message: self.measured.append(message),
-            lambda *received: self.received.append(received),
+            Listeners(
+                result=note,
+                loading=ignore,
+                measured=lambda _, message: self.measured.append(message),
+                received=lambda *received: self.received.append(received),
+                has_edge=lambda *edge: edge in self.edges,
+            ),
             self.events,
             self.removed,
             why_refused,
@@ -200,6 +206,22 @@ async def test_a_way_that_is_closed_is_nobody_s_fault_and_a_refusal_is_the_refus
     assert coordinator.received == [(PEER, received)]
 
 
+@pytest.mark.parametrize("is_refusal", [False, True])
+@pytest.mark.parametrize(
+    ("sender", "successor", "epoch"), [(PEER, "peer-3", 1), ("peer-2", PEER, 1), (PEER, "peer-2", 0)]
+)
+async def test_nobody_is_blamed_by_one_who_does_not_send_to_it(
+    coordinator: Coordinator, sender: str, successor: str, epoch: int, is_refusal: bool
+) -> None:
+    coordinator.app.streams[LINK_PATH](PeerId(sender))
+    await coordinator.report(PeerId(sender), hello())
+    down = EdgeDown(epoch=epoch, successor=successor, reason="refused", is_refusal=is_refusal)
+    assert (await coordinator.report(PeerId(sender), down)).status == Status.STALE
+    assert coordinator.members[PeerId(successor)].trouble is None
+    assert not coordinator.measured
+    assert "failed" not in {event.kind for event in coordinator.events.recent()}
+
+
 async def test_other_versions_and_one_peer_too_many_are_refused(coordinator: Coordinator) -> None:
     for name in ("peer-1", "peer-2", "peer-3"):
         coordinator.app.streams[LINK_PATH](PeerId(name))
@@ -226,17 +248,26 @@ async def test_a_peer_that_is_of_no_use_is_told_why(
     assert (await coordinator.report(PEER, hello())).status == 200
 
 
-async def test_what_is_no_report_is_refused_and_changes_nothing(coordinator: Coordinator) -> None:
+async def test_what_is_no_report_is_refused_in_the_words_of_the_log_and_changes_nothing(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def why_refused(body: bytes) -> str:
+        caplog.clear()
+        reply = await coordinator.app.posts["/v1/report"](PEER, body)
+        reason = reply.body.decode()
+        assert (reply.status, caplog.messages) == (400, [f"{PEER} sent what is no report: {reason}"])
+        return reason
+
     coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
     beat = b"".join(encode_frame(CONTROL, Beat(boot="boot-1", busy_s=0.5)))
     for position in range(len(beat)):
         damaged = bytearray(beat)
         damaged[position] ^= 0x10
-        assert (await coordinator.app.posts["/v1/report"](PEER, bytes(damaged))).status == 400
-        assert (await coordinator.app.posts["/v1/report"](PEER, beat[:position])).status == 400
+        assert await why_refused(bytes(damaged))
+        assert "ended after" in await why_refused(beat[:position])
     step = b"".join(encode_frame(STEP, Beat(boot="boot-1", busy_s=0.5)))
-    assert (await coordinator.app.posts["/v1/report"](PEER, step)).status == 400
+    assert await why_refused(step) == f"a frame of kind {STEP} is no report"
     assert coordinator.members[PEER].busy_s == 0.0
     assert (await coordinator.app.posts["/v1/report"](PEER, beat)).status == 200
     assert coordinator.members[PEER].busy_s == 0.5
@@ -280,8 +311,8 @@ async def test_a_stage_that_is_lost_may_be_asked_for_again(coordinator: Coordina
 
 
 async def test_reports_wake_who_waits_for_a_change(coordinator: Coordinator) -> None:
-    waiting = asyncio.create_task(coordinator.members.wait_for_change(20.0))
+    waiting = asyncio.create_task(coordinator.members.wait_for_change(3600.0))
     await asyncio.sleep(0)
     coordinator.app.streams[LINK_PATH](PEER)
     await coordinator.report(PEER, hello())
-    await asyncio.wait_for(waiting, 5.0)
+    await asyncio.wait_for(waiting, TIMEOUT_S)

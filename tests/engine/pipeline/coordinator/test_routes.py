@@ -121,3 +121,29 @@ async def test_a_chain_tells_how_activations_go_where_that_is_not_as_they_are() 
     stages = stages_over(A, B, C)
     routes = [Route(link=1), Route("fp8", link=2), Route()]
     assert chain_of(stages, routes) == "a-1 [0, 2) -> relayed, in fp8 -> b-1 [2, 4) -> c-1 [4, 6)"
+
+
+async def test_predictions_are_of_the_codec_that_would_be_used(peers: Peers) -> None:
+    measure(peers, A, B, SLOW)
+    measure(peers, B, A, FAST)
+    for compression, expected in (("none", []), ("auto", [(A, B)]), ("fp8", [(A, B), (B, A)])):
+        found = peers.survey.cluster((A, B), compression=compression).codecs  # type: ignore[arg-type]
+        assert [(it.source, it.target) for it in found] == expected
+        assert all((it.codec, it.token_bytes) == ("fp8", 4100) for it in found)
+        assert all(it.coding_s == pytest.approx(2e-5) for it in found)
+
+
+@pytest.mark.parametrize(("compression", "is_told"), [("fp8", True), ("none", False)])
+async def test_it_is_told_where_activations_lose_precision_elsewhere(
+    peers: Peers, compression: Compression, is_told: bool
+) -> None:
+    routes = routes_of(peers, compression)
+    three, two = stages_over(A, B, C), stages_over(A, C)
+    assert routes.settle(three, routes.of(three)) is None
+    assert routes.settle(three, routes.of(three)) is None
+    change = routes.settle(two, routes.of(two))
+    expected = (
+        "activations lose precision elsewhere: now before layer 2 in fp8, until now before layer 2 in fp8, before "
+        "layer 4 in fp8; from here on tokens are the same up to rounding"
+    )
+    assert change == (expected if is_told else None)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from distllm.engine.pipeline.coordinator.members import Member, Members
-from distllm.engine.pipeline.coordinator.placer import Present
 from distllm.engine.pipeline.coordinator.seating import Seating
+from distllm.engine.pipeline.coordinator.situation import Present
 from distllm.engine.pipeline.coordinator.standing import Standing
 from distllm.engine.pipeline.messages import Endpoint, StageConfig
 from distllm.engine.pipeline.security.peer_id import PeerId

@@ -9,6 +9,7 @@ import pytest
 
 from distllm.engine.pipeline.coordinator.desk import Desk
 from distllm.engine.pipeline.coordinator.events import EventLog
+from distllm.engine.pipeline.coordinator.listeners import Listeners
 from distllm.engine.pipeline.coordinator.members import Members
 from distllm.engine.pipeline.coordinator.reception import Reception
 from distllm.engine.pipeline.peer.joining import join, renew
@@ -46,10 +47,7 @@ class Coordinator:
             self.tokens,
             Members(),
             settings,
-            lambda *_: None,
-            ignore,
-            ignore,
-            ignore,
+            Listeners(result=ignore, loading=ignore, measured=ignore, received=ignore, has_edge=lambda *_: False),
             EventLog(),
             RemovedPeers(state_dir),
         )

@@ -16,7 +16,7 @@ from distllm.engine.pipeline.security.identity_files import IdentityFiles
 from distllm.engine.pipeline.security.join_token import JoinRefused
 from distllm.engine.pipeline.security.peer_id import COORDINATOR, PeerId
 from distllm.engine.pipeline.transport.app import Reply
-from distllm.engine.pipeline.transport.client import Address
+from distllm.engine.pipeline.transport.client import Address, Unreachable
 from tests.engine.pipeline.conftest import joined
 
 HERE = "127.0.0.1"
@@ -96,3 +96,12 @@ async def test_who_has_expired_is_told_to_join_again(
     assert old.needs_renewal
     with pytest.raises(JoinRefused, match=r"its certificate expired at .*: join again, with a new token"):
         await old.explain_unreachable()
+
+
+async def test_without_encryption_nothing_is_sent_to_another_machine(
+    authority: ClusterAuthority, tmp_path: Path, now: datetime
+) -> None:
+    """192.0.2.0/24 is nobody's."""
+    ann = Cluster(authority, tmp_path, now, is_encrypted=False).member("ann-1")
+    with pytest.raises(Unreachable, match=r"bob-1 says that it is at 192\.0\.2\.1, on another machine"):
+        await ann.connect(Address(PeerId("bob-1"), "192.0.2.1", 9))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distllm.engine.pipeline.placement.measurements import (
     COORDINATOR,
     Cluster,
+    EdgeCodec,
     Link,
     ModelSizes,
     PeerId,
@@ -96,7 +97,12 @@ def small_clusters(draw: st.DrawFn) -> Cluster:
         for link in full_mesh(peers)
         if draw(st.integers(0, 9)) or (COORDINATOR in (link.source, link.target) and draw(st.booleans()))
     ]
-    return Cluster(sizes, peers, tuple(links))
+    codecs = [
+        EdgeCodec(source.peer_id, target.peer_id, "fp8", draw(st.integers(1, 500)), draw(st.floats(0, 0.01)))
+        for source, target in permutations(peers, 2)
+        if draw(st.booleans())
+    ]
+    return Cluster(sizes, peers, tuple(links), tuple(codecs))
 
 
 small_workloads = st.builds(

@@ -1,10 +1,11 @@
 """What people and dashboards read of a plan."""
 
 import json
+from itertools import permutations
 
 import msgspec
 
-from distllm.engine.pipeline.placement.measurements import Cluster, ModelSizes, PeerId
+from distllm.engine.pipeline.placement.measurements import Cluster, EdgeCodec, ModelSizes, PeerId
 from distllm.engine.pipeline.placement.plan import Workload
 from distllm.engine.pipeline.placement.report import report, report_values
 from distllm.engine.pipeline.placement.search import search_plan
@@ -41,6 +42,17 @@ def test_the_plan_reads_as_a_chain_with_its_figures() -> None:
         "  KV cache   6 blocks of 16 tokens",
         "  left out   old: no way between the coordinator and it is measured",
         "  without laptop: does not fit",
+    ]
+
+
+def test_a_hop_names_its_codec() -> None:
+    peers = (peer("gpu", free_bytes=1100), peer("laptop", free_bytes=900))
+    codecs = tuple(EdgeCodec(*ends, "fp8", 4, 0.0) for ends in permutations((it.peer_id for it in peers), 2))
+    result = search_plan(Cluster(model(8), peers, full_mesh(peers), codecs), WORKLOAD, "latency")
+    assert [line for line in report(result, WORKLOAD, "latency") if "|" in line] == [
+        "    | 1.01 ms",
+        "    | 1.00 ms, in fp8",
+        "    | 1.01 ms",
     ]
 
 

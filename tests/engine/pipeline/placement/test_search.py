@@ -1,7 +1,7 @@
 """The search finds what trying every plan finds."""
 
 from random import Random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import assume, given, settings
@@ -53,9 +53,7 @@ def best_by_trial(cluster: Cluster, workload: Workload, objective: Objective) ->
     reached = tuple(
         peer for peer in cluster.peers if {(COORDINATOR, peer.peer_id), (peer.peer_id, COORDINATOR)} <= ends
     )
-    plans = every_plan(
-        Cluster(cluster.model, reached, cluster.links), max(workload.min_blocks, workload.blocks_per_stream)
-    )
+    plans = every_plan(replace(cluster, peers=reached), max(workload.min_blocks, workload.blocks_per_stream))
     return min((rank(predict(cluster, plan, workload), objective) for plan in plans), default=None)
 
 
@@ -119,7 +117,7 @@ def test_the_order_of_peers_and_links_changes_nothing(
     peers, links = list(cluster.peers), list(cluster.links)
     Random(seed).shuffle(peers)
     Random(seed).shuffle(links)
-    shuffled = Cluster(cluster.model, tuple(peers), tuple(links))
+    shuffled = replace(cluster, peers=tuple(peers), links=tuple(links))
     assert search_plan(cluster, workload, objective) == search_plan(shuffled, workload, objective)
 
 
@@ -204,12 +202,13 @@ def test_of_more_than_ten_peers_the_largest_are_considered_where_the_fastest_hav
     large = [peer("x", 0.1, free_bytes=1600), peer("y", 0.1, free_bytes=1600)]
     result = found(cluster(24, *small, *large), ONE_TOKEN, "latency")
     assert {"x", "y"} <= {stage.peer_id for stage in result.plan.stages}
+    assert len(result.left_out) >= 2
     assert all("room for more layers" in left.reason for left in result.left_out)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_ten_peers_and_eighty_layers_take_seconds_at_most(objective: Objective) -> None:
-    """Half a second on an idle core; the bound is for a busy one."""
+    """Half a second of a core, whatever else it does; the bound is for a slow one."""
     draw = Random(3)
     peers = tuple(peer(f"p{n}", draw.uniform(0.001, 0.002), free_bytes=draw.randint(1000, 2000)) for n in range(10))
     links = tuple(
@@ -217,9 +216,9 @@ def test_ten_peers_and_eighty_layers_take_seconds_at_most(objective: Objective) 
         for link in full_mesh(peers)
     )
     workload = Workload(prompt_tokens=8, output_tokens=8, num_streams=16, max_in_flight=8, chunk_tokens=2)
-    begin = perf_counter()
+    begin = thread_time()
     found(Cluster(model(80), peers, links), workload, objective)
-    assert perf_counter() - begin < 5
+    assert thread_time() - begin < 5
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -233,7 +232,7 @@ def test_a_given_number_of_stages_is_kept_and_the_best_of_these_is_found(
         peer for peer in cluster.peers if {(COORDINATOR, peer.peer_id), (peer.peer_id, COORDINATOR)} <= ends
     )
     min_blocks = max(workload.min_blocks, workload.blocks_per_stream)
-    plans = every_plan(Cluster(cluster.model, reached, cluster.links), min_blocks)
+    plans = every_plan(replace(cluster, peers=reached), min_blocks)
     ranks = [rank(predict(cluster, plan, workload), objective) for plan in plans if len(plan.stages) == num_stages]
     result = search_plan(cluster, workload, objective, num_stages)
     if not ranks:

@@ -82,6 +82,11 @@ def test_another_plan_pays_if_it_gives_a_fifth_more_reload_included(
     assert pays_back(prediction(100.0), prediction(new_tokens_per_s), reload_s, horizon_s=100.0) is pays
 
 
+def test_how_much_more_it_must_give_may_be_set() -> None:
+    assert pays_back(prediction(100.0), prediction(111.0), 0.0, 100.0, least_gain=0.1)
+    assert not pays_back(prediction(100.0), prediction(199.0), 0.0, 100.0, least_gain=1.0)
+
+
 def test_for_latency_the_single_stream_counts() -> None:
     old, new = prediction(100.0, tpot_s=0.02), prediction(10.0, tpot_s=0.01)
     assert pays_back(old, new, 1.0, 100.0, "latency")

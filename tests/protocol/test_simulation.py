@@ -9,7 +9,7 @@ from distllm.engine.interface import StepOutput
 from distllm.engine.pipeline.protocol.stage_ledger import StageLedger, Verdict
 from distllm.engine.pipeline.protocol.step_log import Commit, StepLog
 from distllm.engine.pipeline.protocol.steps import NumberedStep
-from tests.engine.pipeline.protocol.simulation import Rules, Simulation
+from tests.protocol.simulation import Rules, Simulation
 
 NUM_SEEDS = 500
 NUM_SOAK_SEEDS = 10_000
