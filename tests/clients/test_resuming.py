@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distllm.clients import AsyncClient, Client, ConnectionLostError, NotFoundError, RetryPolicy
@@ -34,6 +34,7 @@ def reconnections(server: "ScriptedServer") -> list[tuple[str, str, str | None]]
     return [(seen.method, seen.path, seen.headers.get("last-event-id")) for seen in server.seen[1:]]
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, sum(map(len, frames()[:-1]))))
 def test_a_stream_cut_anywhere_yields_every_chunk_once(cut: int) -> None:
     """The server of this test sends what comes after the event that it is told of."""
