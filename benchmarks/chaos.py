@@ -84,6 +84,8 @@ class Chaos:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 victim = await self._reach(phase, load)
+                if fault.ends_server:  # what it has not answered yet is the client's to ask again
+                    await load.until(lambda: all(stream.is_begun for stream in load.streams))
                 await asyncio.to_thread(self._befall, fault, victim)
                 found = await load.finish()
         except TimeoutError:

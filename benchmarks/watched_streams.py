@@ -44,13 +44,17 @@ class Ask:
 
 @dataclass(slots=True)
 class WatchedStream:
-    """What has come of one. `num_ends` counts finish reasons and errors: a whole stream has one."""
+    """What has come of one. It `is_begun` once the server has answered, and so said how it can be resumed.
+
+    `num_ends` counts finish reasons and errors: a whole stream has one.
+    """
 
     begun_s: float
     tokens: list[str] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     num_ends: int = 0
     error: str | None = None
+    is_begun: bool = False
 
     @property
     def text(self) -> str:
@@ -148,6 +152,8 @@ class Load:
             if response.status_code not in (200, 204):
                 raise httpx.HTTPError((await response.aread()).decode(errors="replace"))
             place.stream_id = response.headers.get("x-stream-id", place.stream_id)
+            stream.is_begun = True
+            self._changed.set()
             event_id = None
             async for line in response.aiter_lines():
                 if line.startswith("id: "):

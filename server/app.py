@@ -38,6 +38,7 @@ def create_app(
     """
     metrics = Metrics(engine, settings.model_names[0])
     router = engine.router if isinstance(engine, HybridEngine) else _only_route(engine, settings)
+    router.on_move = metrics.routes.count_move
     streams = KeptStreams(settings.resuming, engine, router, tokenizer, metrics, settings.model_names[0], log)
     metrics.register(StreamsCollector(streams))
     app = FastAPI(title="distllm", redirect_slashes=False)
@@ -64,5 +65,6 @@ def create_app(
 
 
 def _only_route(engine: Engine, settings: FrontEndSettings) -> Router:
-    route = EngineRoute(settings.route, engine, settings.max_running, settings.max_live)
+    limits = (settings.max_running, settings.max_live, settings.token_budget)
+    route = EngineRoute(settings.route, engine, *limits)
     return Router([route], settings.target)

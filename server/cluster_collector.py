@@ -17,7 +17,7 @@ from distllm.engine.pipeline.coordinator.snapshot import (
 )
 from distllm.server.ports import EngineView
 
-_PEER_STATES = get_args(PeerState)
+_PEER_STATES: tuple[PeerState, ...] = get_args(PeerState)
 
 
 class ClusterCollector(Collector):

@@ -105,8 +105,10 @@ class StreamNotFound(Exception):
     def __init__(self, request_id: str) -> None:
         super().__init__(
             f"there is no stream {shown(request_id)!r} to resume: it was not begun as one, or with another key, or "
-            "it ended or lost its client too long ago"
+            "it ended or lost its client too long ago, or had to make room; send the request again, without "
+            "Last-Event-ID"
         )
+        self.param = "Last-Event-ID"
 
 
 class GenerationFailed(Exception):

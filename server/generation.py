@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Self
 
 from distllm.engine.interface import TokenLogprobs
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.scheduler.messages import EngineRequest, SequenceStart
 from distllm.server.choice import Choice, ChoiceDelta
 from distllm.server.errors import CutByShutdown, GenerationFailed
 from distllm.server.generation_plan import GenerationPlan, PromptPlan
 from distllm.server.merge import MergedStream
 from distllm.server.metrics import Metrics
-from distllm.server.ports import RequestRunner
+from distllm.server.ports import RoutedRunner
 from distllm.server.prompt_run import PromptRun
 from distllm.server.prompt_text import read_prompt
 from distllm.server.protocol.responses import PromptTokensDetails, Usage
@@ -34,7 +35,7 @@ class Generation:
 
     def __init__(
         self,
-        runner: RequestRunner,
+        runner: RoutedRunner,
         forecast: Forecast,
         tokenizer: Tokenizer,
         metrics: Metrics,
@@ -92,6 +93,18 @@ class Generation:
             raise
         self._num_unfinished -= sum(delta.finish_reason is not None for delta in deltas)
         return deltas
+
+    @property
+    def moved_to(self) -> Route | None:
+        """Where it runs, if that is not where it was sent."""
+        route = self._runner.route_now
+        return None if route == self.forecast.route else route
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of its response: the route on which it runs, and why."""
+        moved_to = self.moved_to
+        return (self.forecast if moved_to is None else self.forecast.after_move(moved_to)).headers
 
     @property
     def is_finished(self) -> bool:

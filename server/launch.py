@@ -39,6 +39,7 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.app import create_app
 from distllm.server.cluster_config import cluster_settings, load_cluster_config
 from distllm.server.config import ClusterSection, EngineSection, Settings
+from distllm.server.coordinator_address import CoordinatorAddress
 from distllm.server.dashboard.serving import show_cluster
 from distllm.server.descriptors import QuietAccept, raise_descriptor_limit
 from distllm.server.draining import DrainingServer
@@ -164,6 +165,7 @@ def _tell_token_maker(cluster: ClusterSettings) -> None:
     """`distllm token` may be called at once. What cannot be written is told when the coordinator needs it."""
     with suppress(ClusterStateError, OSError):
         write_encryption(Path(cluster.state_dir), is_encrypted=cluster.is_encrypted)
+        CoordinatorAddress(cluster.host, cluster.port).write(Path(cluster.state_dir))
 
 
 def _num_ranks(engine: EngineSection, checkpoint: Path, launched: LaunchedRanks | None) -> int | None:
@@ -259,6 +261,7 @@ def _build_app(settings: Settings, checkpoint: Path, engine: ServingEngine, log:
             max_bytes=int(settings.server.kept_streams_mb * 2**20),
         ),
         max_running=settings.scheduler.max_num_seqs,
+        token_budget=settings.scheduler.max_num_batched_tokens,
         route=only_route(settings),
         target=latency_target(settings),
     )

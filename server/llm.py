@@ -121,6 +121,11 @@ class LLM:
             repetition_penalty=recommended.repetition_penalty,
         )
 
+    def count_tokens(self, prompts: Prompts) -> int:
+        """Tokens of all prompts together, as `generate` would have them. Raises InvalidRequest."""
+        encoded = self._thread.run(encode_prompts(self._tokenizer, parse_prompts(prompts)))
+        return sum(len(prompt.token_ids) for prompt in encoded)
+
     def generate(
         self,
         prompts: Prompts,

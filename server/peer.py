@@ -29,10 +29,21 @@ from distllm.engine.pipeline.transport.client import Address, Unreachable
 from distllm.engine.pipeline.weights.folders import WeightFolders, default_cache_dir
 from distllm.engine.python_command import python_command
 from distllm.server.config import InvalidSettings
+from distllm.server.peer_lock import held_alone
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _MAX_NAME_LEN = 40
 _RETRY_S = 1.0
+_CANNOT_START = (
+    JoinRefused,
+    Unreachable,
+    InvalidIdentity,
+    NoIdentity,
+    ClusterStateError,
+    ModelNotFound,
+    CheckpointError,
+    OSError,
+)
 
 
 def run_peer(arguments: argparse.Namespace) -> int:
@@ -49,19 +60,30 @@ def run_peer(arguments: argparse.Namespace) -> int:
         raise InvalidSettings(str(error)) from None
     directory = default_peer_dir() if arguments.state is None else arguments.state.expanduser()
     try:
-        host = arguments.host or own_address(coordinator)
-        weights = _weight_folders(arguments.model, arguments.cache, cache_limit_bytes, directory)
-        is_encrypted = _is_encrypted(arguments.token, directory)
-        if not (is_encrypted or arguments.allow_plaintext):
-            _check_loopback({"--join": coordinator.host, "--host": host, "--listen": listen[0] if listen else host})
-        if arguments.token is not None:
-            name = peer_name(arguments.name or socket.gethostname())
-            asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
-        IdentityFiles.current(directory).read()
-    except (JoinRefused, Unreachable, InvalidIdentity, NoIdentity, ClusterStateError, ModelNotFound) as error:
+        with held_alone(directory):
+            return _join_and_run(directory, arguments, coordinator, listen, cache_limit_bytes, here)
+    except _CANNOT_START as error:
         return _complain(str(error))
-    except (CheckpointError, OSError) as error:
-        return _complain(str(error))
+
+
+def _join_and_run(
+    directory: Path,
+    arguments: argparse.Namespace,
+    coordinator: Address,
+    listen: tuple[str, int] | None,
+    cache_limit_bytes: int | None,
+    here: EngineConfig,
+) -> int:
+    """The same of a peer whose state is in `directory`. Raises any of `_CANNOT_START`, or InvalidSettings."""
+    host = arguments.host or own_address(coordinator)
+    weights = _weight_folders(arguments.model, arguments.cache, cache_limit_bytes, directory)
+    is_encrypted = _is_encrypted(arguments.token, directory)
+    if not (is_encrypted or arguments.allow_plaintext):
+        _check_loopback({"--join": coordinator.host, "--host": host, "--listen": listen[0] if listen else host})
+    if arguments.token is not None:
+        name = peer_name(arguments.name or socket.gethostname())
+        asyncio.run(_join(coordinator, arguments.token, name, [host], directory))
+    IdentityFiles.current(directory).read()
     start = PeerStart(
         coordinator=coordinator,
         directory=str(directory.absolute()),
@@ -152,7 +174,10 @@ async def _join(coordinator: Address, token: str, name: str, hosts: list[str], d
             return
         except Unreachable as error:
             if not has_complained:
-                sys.stderr.write(f"distllm: {error}; trying again until it can\n")
+                sys.stderr.write(
+                    f"distllm: {error}; trying again until it can. If it is running, check the port of --join: "
+                    "its log says at which peers may join\n"
+                )
             has_complained = True
         await asyncio.sleep(_RETRY_S)
 
@@ -175,7 +200,13 @@ def _parse_size(flag: str, text: str) -> int:
 
 def own_address(coordinator: Address) -> str:
     """The address of this machine towards the coordinator. Raises OSError where there is no way there."""
-    ((family, *_, place), *_) = socket.getaddrinfo(coordinator.host, coordinator.port, type=socket.SOCK_DGRAM)
+    try:
+        ((family, *_, place), *_) = socket.getaddrinfo(coordinator.host, coordinator.port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        raise OSError(
+            f"--join: {coordinator.host} cannot be looked up: {error.strerror}; is it mistyped? An IP address does "
+            "as well"
+        ) from None
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(place)  # sends nothing
         return str(probe.getsockname()[0])

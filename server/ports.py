@@ -5,6 +5,7 @@ from typing import Protocol, Self
 
 from distllm.engine.interface import ExecutorInfo
 from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.scheduler.client import EngineState
 from distllm.scheduler.latest import Latest
 from distllm.scheduler.messages import EngineRequest, Loading, SequenceOutput
@@ -73,6 +74,13 @@ class RequestRunner(Protocol):
     def state(self) -> EngineState: ...
 
     def submit(self, request: EngineRequest) -> OutputStream: ...
+
+
+class RoutedRunner(RequestRunner, Protocol):
+    """Runs one client's request. `route_now` is where: another than before, once one of its prompts was moved."""
+
+    @property
+    def route_now(self) -> Route: ...
 
 
 class Engine(EngineView, RequestRunner, Protocol):

@@ -30,8 +30,8 @@ class FrontEndSettings:
     No `api_keys` means that no key is asked for. `keep_alive_s` is the silence after which a stream carries a
     comment, 0 for none. `stall_s` is how long work may wait without a finished step before /health says so.
     `max_choices` bounds prompts x max(n, best_of) of one request, `max_live` the sequences of all: the engine takes
-    a prompt while fewer are live, and runs `max_running` of them at once. `route` is the name of a single engine in
-    answers, `target` what requests are told to be predicted to meet.
+    a prompt while fewer are live, and runs `max_running` of them at once, in steps of up to `token_budget` tokens.
+    `route` is the name of a single engine in answers, `target` what requests are told to be predicted to meet.
     """
 
     model_names: tuple[str, ...]
@@ -40,6 +40,7 @@ class FrontEndSettings:
     max_choices: int = 1024
     max_live: int = 576
     max_running: int = 64
+    token_budget: int = 512
     route: Route = "local"
     target: LatencyTarget = field(default_factory=LatencyTarget)
     keep_alive_s: float = 15.0
@@ -49,8 +50,10 @@ class FrontEndSettings:
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
             raise ValueError("model_names must hold at least one name, and no empty one")
-        if min(self.max_body_bytes, self.max_choices, self.max_live, self.max_running) < 1:
-            raise ValueError("max_body_bytes, max_choices, max_live and max_running must be at least 1")
+        if min(self.max_body_bytes, self.max_choices, self.max_live, self.max_running, self.token_budget) < 1:
+            raise ValueError(
+                "max_body_bytes, max_choices, max_live, max_running and token_budget must be at least 1"
+            )
         if self.keep_alive_s < 0 or self.stall_s <= 0:
             raise ValueError("keep_alive_s must be at least 0 and stall_s above 0")
 

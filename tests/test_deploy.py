@@ -47,7 +47,18 @@ COMPOSE = read_compose("docker-compose.yml")
 CLUSTER = read_compose("docker-compose.cluster.yml")
 every_compose_file = pytest.mark.parametrize("compose", [COMPOSE, CLUSTER], ids=["single", "cluster"])
 SCRAPED_BY_PROMETHEUS_ITSELF = {"up"}
-PROMQL_WORDS = {"sum", "max", "by", "le", "rate", "increase", "histogram_quantile", "and", "label_values"}
+PROMQL_WORDS = {
+    "sum",
+    "max",
+    "by",
+    "le",
+    "rate",
+    "increase",
+    "changes",
+    "histogram_quantile",
+    "and",
+    "label_values",
+}
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -123,6 +134,16 @@ def test_every_panel_reads_the_provisioned_datasource() -> None:
     for panel in BOARD["panels"]:
         for target in panel.get("targets", ()):
             assert target["datasource"] == {"type": source["type"], "uid": source["uid"]}
+
+
+def test_the_board_has_what_the_page_of_a_cluster_shows() -> None:
+    shown = set().union(*map(metric_names, queries()))
+    figures = (
+        "peers stage_layers peer_compute_seconds_total stage_kv_blocks beat_age_seconds stage_predicted_seconds "
+        "link_seconds link_delay_seconds link_bytes_per_second link_goodput_bytes_per_second epoch "
+        "recoveries_total recovery_seconds_total last_recovery_seconds free_bytes round_trip_seconds"
+    )
+    assert {f"distllm_cluster_{figure}" for figure in figures.split()} <= shown
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:

@@ -128,7 +128,7 @@ async def _coordinate(
     routes = Routes(members, survey, settings.compression)
     pipeline = Pipeline(members, whole, model.vocab_size, placer, routes, settings, events)
     relay = Relay(members, pipeline.relayed_to, settings.max_message_bytes)
-    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events)
+    observer = Observer(members, survey, pipeline, whole, placer.num_needed, events, RemovedPeers(state_dir))
     tokens = TokenStore(state_dir, authority.fingerprint)
     on_loading = LoadingFocus(on_progress)
     reception = Reception(
@@ -160,7 +160,7 @@ async def _coordinate(
     try:
         port = await desk.open()
     except OSError as error:
-        raise ClusterStateError(f"coordinator.port {settings.port}: {error}; choose another port") from None
+        raise ClusterStateError(f"{error}; see coordinator.host and coordinator.port") from None
     write_encryption(state_dir, is_encrypted=is_encrypted)
     if not is_encrypted:
         logger.warning("connections are not encrypted: who can listen can read and change everything")

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "--lifetime", default="1h", metavar="TIME", help="such as 90s, 15m, 1h or 2d (default: %(default)s)"
     )
     token.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="address for the other machine (default: this machine's, 5555)"
+        "--coordinator", metavar="HOST:PORT", help="address for the other machine (default: where it listens)"
     )
     token.set_defaults(run=run)
 

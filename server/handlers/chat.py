@@ -37,7 +37,8 @@ async def create_chat_completion(request: Request) -> Response:
     plan = await plan_chat(service, asked)
     routing = service.choose_route(plan, request.headers.get(ROUTE_HEADER))
     plan = plan.within(routing.route.max_len())
-    if asked.stream and (resumable := await begin_resumable(request, "chat", plan, asked, routing)):
+    resumable = await begin_resumable(request, "chat", plan, asked, routing) if asked.stream else {}
+    if isinstance(resumable, Response):
         return resumable
     generation = service.generation(plan, new_request_id("chat"), routing)
     chunks = ChatChunks(generation, service.tokenizer, service.answer_head(asked, routing))
@@ -47,11 +48,11 @@ async def create_chat_completion(request: Request) -> Response:
             frames(generation, chunks),
             generation,
             service.settings.keep_alive_s,
-            headers=generation.forecast.headers,
+            headers={**generation.headers, **resumable},
         )
     async with generation:
         choices = await unless_disconnected(request.receive, collect(generation))
-    return json_response(chunks.whole(choices), headers=generation.forecast.headers)
+    return json_response(chunks.whole(choices), headers=generation.headers)
 
 
 async def plan_chat(service: Service, asked: ChatCompletionRequest) -> GenerationPlan:

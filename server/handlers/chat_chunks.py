@@ -90,6 +90,7 @@ class ChatChunks:
             system_fingerprint=self._head.fingerprint,
             choices=choices,
             usage=usage,
+            x_route=self._generation.moved_to or UNSET,
         )
 
     def _logprobs(self, tokens: list[ScoredToken]) -> ChatLogprobs | None:

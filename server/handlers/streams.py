@@ -12,8 +12,8 @@ from distllm.server.generation import choose_seeds
 from distllm.server.generation_plan import GenerationPlan
 from distllm.server.handlers.direct_route import DirectRoute
 from distllm.server.protocol.sampling import SamplingFields
-from distllm.server.resuming.event_id import HEADER, EventId
-from distllm.server.resuming.kept_stream import KeptStream
+from distllm.server.resuming.event_id import HEADER, REMEDY, EventId
+from distllm.server.resuming.kept_stream import KeptStream, NotKept
 from distllm.server.resuming.stream_head import ServedModel, StreamHead
 from distllm.server.routing.router import Routing
 from distllm.server.service import service_of
@@ -54,7 +54,7 @@ def resume(request: Request) -> Response | None:
     event_id = EventId.parse(text)
     named = request.path_params.get("request_id", event_id.request_id)
     if named != event_id.request_id:
-        raise InvalidRequest(f"{HEADER} is of another stream than {shown(named)!r}", HEADER)
+        raise InvalidRequest(f"{HEADER} is of another stream than {shown(named)!r}; {REMEDY}", HEADER)
     stream = _find(request, event_id.request_id)
     stream.check(event_id.counts)
     return _events(request, stream, event_id)
@@ -62,12 +62,17 @@ def resume(request: Request) -> Response | None:
 
 async def begin_resumable(
     request: Request, endpoint: Endpoint, plan: GenerationPlan, asked: SamplingFields, routing: Routing
-) -> Response | None:
-    """A stream that can be resumed, on its route; None where it is not wanted, or there is no room for one more."""
+) -> Response | Mapping[str, str]:
+    """A stream that can be resumed, on its route; where there is none, headers by which an ordinary one says why.
+
+    They are empty where none was asked for.
+    """
     service = service_of(request)
     settings = service.settings.resuming
-    if not _is_asked_for(request, settings.are_all_resumable) or settings.grace_s == 0:
-        return None
+    if not _is_asked_for(request, settings.are_all_resumable):
+        return _NO_HEADERS
+    if settings.grace_s == 0:
+        return _not_resumable("this server keeps no streams: --resume-grace-s is 0")
     info = routing.route.info
     head = StreamHead(
         request_id=new_request_id(endpoint),
@@ -82,8 +87,15 @@ async def begin_resumable(
         route=routing.route.name,
         is_pinned=routing.is_pinned,
     )
-    stream = await service.streams.begin(head, routing)
-    return None if stream is None else _events(request, stream, None, routing.forecast.headers)
+    try:
+        stream = await service.streams.begin(head, routing)
+    except NotKept as not_kept:
+        return _not_resumable(str(not_kept))
+    return _events(request, stream, None, routing.forecast.headers)
+
+
+def _not_resumable(reason: str) -> Mapping[str, str]:
+    return {_ASKING_HEADER: "false", f"{_ASKING_HEADER}-reason": reason}
 
 
 def _events(

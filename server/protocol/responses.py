@@ -3,6 +3,8 @@
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from distllm.engine.pipeline.placement.routing import Route
+
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
     """`cached_tokens` were served by prefix hits."""
@@ -51,7 +53,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole completion, or one chunk of its stream."""
+    """A whole completion, or one chunk of its stream. `x_route` is where it goes on, once it was moved there."""
 
     id: str
     object: str
@@ -60,6 +62,7 @@ class Completion(msgspec.Struct, frozen=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    x_route: Route | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -133,7 +136,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """One chunk of a chat stream."""
+    """One chunk of a chat stream. `x_route` is where it goes on, once it was moved there."""
 
     id: str
     object: str
@@ -142,6 +145,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    x_route: Route | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct, frozen=True):

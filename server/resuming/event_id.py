@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from distllm.server.errors import InvalidRequest, shown
 
 HEADER = "Last-Event-ID"
+REMEDY = "send the id of the last event that came, or GET /v1/streams/{x-stream-id} without it for all events"
 MAX_COUNTS = 64
+"""Every event has a count for each choice: of many choices, most of a stream would be ids."""
 _FORM = re.compile(r"([a-z]+-[0-9a-f]{32})-((?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8}))*)")
 
 
@@ -30,6 +32,7 @@ class EventId:
         match = _FORM.fullmatch(text)
         if match is None or match[2].count(".") >= MAX_COUNTS:
             raise InvalidRequest(
-                f"{HEADER} must be the id of an event of this server, as it came, not {shown(text)!r}", HEADER
+                f"{HEADER} must be the id of an event of this server, as it came, not {shown(text)!r}; {REMEDY}",
+                HEADER,
             )
         return cls(match[1], tuple(map(int, match[2].split("."))))

@@ -8,13 +8,17 @@ from typing import NamedTuple, Self
 from distllm.scheduler.latest import Latest
 from distllm.scheduler.messages import SequenceOutput
 from distllm.server.errors import InvalidRequest
-from distllm.server.resuming.event_id import HEADER, EventId
+from distllm.server.resuming.event_id import HEADER, REMEDY, EventId
 from distllm.server.resuming.stream_head import StreamHead
 from distllm.server.resuming.stream_log import StreamFile
 from distllm.server.streaming import Event
 
 EVENT_OVERHEAD_BYTES = 160
 """What an event takes beside its data: a tuple, two numbers, the object of its bytes, a place in a list."""
+
+
+class NotKept(Exception):
+    """A stream cannot be resumed; the message says why."""
 
 
 class KeptEvent(NamedTuple):
@@ -57,6 +61,11 @@ class KeptStream:
         self._num_events = Latest(0)
         self._readers: set[Reader] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def owner(self) -> str:
+        """The digest of the key that began it, "" where none is asked for."""
+        return self.head.owner
 
     @property
     def is_read(self) -> bool:
@@ -117,10 +126,12 @@ class KeptStream:
         After a power failure a client may have had events that are still to be computed again.
         """
         if len(counts) != len(self._counts):
-            raise InvalidRequest(f"{HEADER} must count {len(self._counts)} choices, as this stream has", HEADER)
+            raise InvalidRequest(
+                f"{HEADER} must count {len(self._counts)} choices, as this stream has; {REMEDY}", HEADER
+            )
         is_early = any(given > made for given, made in zip(counts, self._counts, strict=True))
         if is_early and (self.is_ended or not self._is_restored):
-            raise InvalidRequest(f"{HEADER} names an event that this stream has not sent", HEADER)
+            raise InvalidRequest(f"{HEADER} names an event that this stream has not sent; {REMEDY}", HEADER)
 
     def is_read_whole(self, counts: tuple[int, ...]) -> bool:
         """Whether nothing follows those events."""

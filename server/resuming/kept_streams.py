@@ -18,9 +18,10 @@ from distllm.server.generation import Generation
 from distllm.server.handlers.chat_chunks import ChatChunks
 from distllm.server.handlers.completion_chunks import CompletionChunks
 from distllm.server.metrics import Metrics
-from distllm.server.ports import EngineView, RequestRunner
+from distllm.server.ports import EngineView, RoutedRunner
 from distllm.server.resuming.event_id import MAX_COUNTS
-from distllm.server.resuming.kept_stream import KeptStream
+from distllm.server.resuming.fair_share import bytes_of, next_to_go, one
+from distllm.server.resuming.kept_stream import KeptStream, NotKept
 from distllm.server.resuming.late_routing import LateRouting
 from distllm.server.resuming.recorded_stream import RecordingEngine, ReplayingEngine
 from distllm.server.resuming.stream_head import StreamHead
@@ -53,7 +54,7 @@ class KeptStreams:
     """Within its block the streams of `log` go on that a server left unfinished; leaving it ends the work for all,
     and leaves the files to the next server.
 
-    What has ended and is not read goes first where room is wanted, the oldest before others.
+    Where room is wanted the key that holds most gives way, as `fair_share.py` has it.
     """
 
     def __init__(
@@ -103,14 +104,9 @@ class KeptStreams:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def begin(self, head: StreamHead, routing: Routing) -> KeptStream | None:
-        """Start a stream that can be resumed; None where there is no room for one more.
-
-        Raises what Generation.start raises.
-        """
-        if head.num_choices > MAX_COUNTS or not self._make_room():
-            self.counts.unkept += 1
-            return None
+    async def begin(self, head: StreamHead, routing: Routing) -> KeptStream:
+        """Start a stream that can be resumed. Raises NotKept, and what Generation.start raises."""
+        self._check_room(head)
         stream = self._keep(head)
         generation = self._generation(head, RecordingEngine(routing, stream.record), routing.forecast)
         try:
@@ -151,7 +147,7 @@ class KeptStreams:
     def _restore(self, logged: LoggedStream) -> None:
         """Go on with a stream of before a restart. What was said is said again at once, for any place."""
         head = logged.head
-        if not self._make_room():
+        if not self._make_room(head.owner):
             self.counts.unkept += 1
             logged.file.remove()
             return
@@ -162,7 +158,7 @@ class KeptStreams:
         generation = self._generation(head, runner, Forecast(head.route, "restored", "it was sent there before"))
         self._tasks[stream] = asyncio.create_task(self._drive_again(stream, generation), name=head.request_id)
 
-    def _generation(self, head: StreamHead, runner: RequestRunner, forecast: Forecast) -> Generation:
+    def _generation(self, head: StreamHead, runner: RoutedRunner, forecast: Forecast) -> Generation:
         return Generation(
             runner,
             forecast,
@@ -211,23 +207,36 @@ class KeptStreams:
             return
         self.num_bytes += num_bytes
         while self.num_bytes > self.settings.max_bytes and stream.is_kept:
-            if done := self._oldest_done():
-                self.remove(done)
-            else:
-                self.counts.unkept += 1
-                self._forget(stream)
-                stream.unkeep()
+            self._give_up(next_to_go(self._streams.values(), stream.owner, 0, bytes_of) or stream)
 
-    def _make_room(self) -> bool:
-        while self.num_kept >= self.settings.max_streams or self.num_bytes > self.settings.max_bytes:
-            done = self._oldest_done()
-            if done is None:
+    def _check_room(self, head: StreamHead) -> None:
+        """Make room for one more. Raises NotKept."""
+        reason = None
+        if head.num_choices > MAX_COUNTS:
+            reason = f"it has {head.num_choices} choices, and ids of events count {MAX_COUNTS} at most"
+        elif not self._make_room(head.owner):
+            reason = "this server has no room for one more resumable stream of this key"
+        if reason is not None:
+            self.counts.unkept += 1
+            raise NotKept(reason)
+
+    def _make_room(self, owner: str) -> bool:
+        while (is_full := self.num_kept >= self.settings.max_streams) or self.num_bytes > self.settings.max_bytes:
+            asked, size = (1, one) if is_full else (0, bytes_of)
+            going = next_to_go(self._streams.values(), owner, asked, size)
+            if going is None:
                 return False
-            self.remove(done)
+            self._give_up(going)
         return True
 
-    def _oldest_done(self) -> KeptStream | None:
-        return next((stream for stream in self._streams.values() if stream.is_ended and not stream.is_read), None)
+    def _give_up(self, stream: KeptStream) -> None:
+        """Remove what has ended and is not read; any other goes on for those that read it, as an ordinary one."""
+        if stream.is_ended and not stream.is_read:
+            self.remove(stream)
+        else:
+            self.counts.unkept += 1
+            self._forget(stream)
+            stream.unkeep()
 
     def _on_abandoned(self, stream: KeptStream) -> None:
         self.counts.expired += not stream.is_ended

@@ -27,6 +27,11 @@ class LateRouting:
     def state(self) -> EngineState:
         return self._engine.state
 
+    @property
+    def route_now(self) -> Route:
+        """Where it was begun, whatever its way is now: its events are those that another run had made."""
+        return self._head.route
+
     async def wait_ready(self) -> None:
         """Until an engine is, or the one that the client wants. Raises EngineUnavailable."""
         asked = self._asked

@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.scheduler.client import EngineState
 from distllm.scheduler.live_request import LiveRequest
 from distllm.scheduler.messages import EngineRequest, SequenceOutput
 from distllm.scheduler.refusals import EngineDraining, EngineUnavailable, QueueFull
 from distllm.server.errors import CutByShutdown
-from distllm.server.ports import OutputStream, RequestRunner
+from distllm.server.ports import OutputStream, RequestRunner, RoutedRunner
 
 Record = Callable[[SequenceOutput], None]
 
 
-class LateRunner(RequestRunner, Protocol):
-    """A RequestRunner that may not be ready yet. `wait_ready` raises EngineUnavailable."""
+class LateRunner(RoutedRunner, Protocol):
+    """A RoutedRunner that may not be ready yet. `wait_ready` raises EngineUnavailable."""
 
     async def wait_ready(self) -> None: ...
 
@@ -27,13 +28,17 @@ class LateRunner(RequestRunner, Protocol):
 class RecordingEngine:
     """Submits at once, and hands every output to `record` before anything is made of it."""
 
-    def __init__(self, runner: RequestRunner, record: Record) -> None:
+    def __init__(self, runner: RoutedRunner, record: Record) -> None:
         self._runner = runner
         self._record = record
 
     @property
     def state(self) -> EngineState:
         return self._runner.state
+
+    @property
+    def route_now(self) -> Route:
+        return self._runner.route_now
 
     def submit(self, request: EngineRequest) -> "RecordedStream":
         return RecordedStream(self._runner, request, self._record, stream=self._runner.submit(request))
@@ -52,6 +57,10 @@ class ReplayingEngine:
     @property
     def state(self) -> EngineState:
         return self._runner.state
+
+    @property
+    def route_now(self) -> Route:
+        return self._runner.route_now
 
     def submit(self, request: EngineRequest) -> "RecordedStream":
         outputs = self._outputs.pop(request.request_id, [])

@@ -22,6 +22,11 @@ class Forecast:
     ttft_s: float | None = None
     tpot_s: float | None = None
 
+    def after_move(self, route: Route) -> "Forecast":
+        """Of a request that goes on on another route than it was sent to. Nothing was predicted of that."""
+        reason = f"it was moved from {self.route}, which could not go on. Before: {self.reason}"
+        return Forecast(route, self.reason_class, reason)
+
     @property
     def headers(self) -> dict[str, str]:
         """Of the response."""

@@ -193,7 +193,10 @@ class HybridEngine:
             return False
         for route, _ in self._members:
             if route is not source and route.refusal(_size_of(request)) is None:
-                return _go_on(stream, source, route, request)
+                is_moved = _go_on(stream, source, route, request)
+                if is_moved:
+                    self.router.on_move(source.name, route.name)
+                return is_moved
         return False
 
 

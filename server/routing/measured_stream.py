@@ -1,10 +1,12 @@
 """A request's outputs on its route, noted there as they come; it goes on where another engine takes the request."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.scheduler.messages import EngineRequest, SequenceOutput
 from distllm.server.ports import OutputStream
 
@@ -15,13 +17,22 @@ if TYPE_CHECKING:
 class MeasuredStream:
     """Of one request. `pending_tokens` of its prompt are still to be computed, `num_unfinished` sequences run.
 
-    `is_pinned` says that the client asked for this route: no other engine goes on with it.
+    `is_pinned` says that the client asked for this route: no other engine goes on with it. Else `on_move` is told
+    of the route that does.
     """
 
-    def __init__(self, route: "EngineRoute", request: EngineRequest, inner: OutputStream, is_pinned: bool) -> None:
+    def __init__(
+        self,
+        route: "EngineRoute",
+        request: EngineRequest,
+        inner: OutputStream,
+        is_pinned: bool,
+        on_move: Callable[[Route], None],
+    ) -> None:
         self.request_id = self._first_id = request.request_id
         self.pending_tokens = len(request.prompt_ids)
         self.is_pinned = is_pinned
+        self._on_move = on_move
         self._route = route
         self._unfinished = {start.index for start in request.sequences}
         self._inners = [inner]  # the last is the present one, those before it are read to their ends first
@@ -34,6 +45,11 @@ class MeasuredStream:
     def num_unfinished(self) -> int:
         return len(self._unfinished)
 
+    @property
+    def num_running(self) -> int:
+        """That have had a token."""
+        return 0 if self.pending_tokens else len(self._unfinished)
+
     def remaining(self, said_part: float) -> list[float]:
         """Tokens that each of its sequences is still to have, where they have this part of those they may have."""
         return [max(1.0, said_part * self._max_tokens - self._num_said[index]) for index in self._unfinished]
@@ -43,6 +59,7 @@ class MeasuredStream:
         self._route = route
         self.request_id = request_id
         self._inners.append(inner)
+        self._on_move(route.name)
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,7 +100,9 @@ class MeasuredStream:
             inner.abort_sequence(index)
 
     def _note(self, output: SequenceOutput) -> None:
-        self.pending_tokens = 0
+        if self.pending_tokens:
+            self.pending_tokens = 0
+            self._route.begin_prompt()
         self._route.note_stats()
         self._num_said[output.index] += len(output.token_ids)
         if output.finish_reason is not None:

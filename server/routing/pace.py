@@ -3,6 +3,8 @@
 An engine counts its steps and their seconds itself, so that a front end that is slow to read changes nothing.
 """
 
+from dataclasses import dataclass
+
 from distllm.scheduler.stats import EngineStats
 
 _WEIGHT = 0.2
@@ -14,19 +16,27 @@ _SAMPLE_PREFILL = 32
 """Steps that carry fewer tokens of prompts take as long as those of one token, and tell nothing of prefill."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What a token has taken where about so many sequences ran."""
+
+    num_sequences: float
+    tpot_s: float
+
+
 class Pace:
-    """Every figure is None before its first sample. Sequences count in powers of two."""
+    """Every figure is None before its first sample. There is a point for each power of two of sequences."""
 
     def __init__(self, since: EngineStats) -> None:
         """Of an engine that has reported `since`."""
-        self._tpot_s: dict[int, float] = {}  # by the bit length of the number of sequences
+        self._points: dict[int, _Point] = {}  # by the bit length of the number of sequences
         self._prefill_token_s: float | None = None
         self._decode_from = self._prefill_from = since
         self._num_asked = self._num_said = 0.0
 
     @property
     def is_measured(self) -> bool:
-        return bool(self._tpot_s) and self._prefill_token_s is not None
+        return bool(self._points) and self._prefill_token_s is not None
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -50,20 +60,22 @@ class Pace:
         self._num_said += num_said - _WEIGHT * self._num_said
 
     def tpot_s(self, num_sequences: int) -> float | None:
-        """The time a token of each of so many; for numbers that were not met yet, by those on either side.
+        """The time a token of each of so many, on the lines between the numbers that were met.
 
-        Fewer than any that were met take no less, and more at worst as long as one after the other.
+        Fewer than any that were met take no less. More lie on the line of the last two, which rises, and at most as
+        if each took its time after the others; so they do where one number was met.
         """
-        size = num_sequences.bit_length()
-        below = max((known for known in self._tpot_s if known <= size), default=None)
-        above = min((known for known in self._tpot_s if known >= size), default=None)
-        if below is None:
-            return None if above is None else self._tpot_s[above]
-        if above is None:
-            return self._tpot_s[below] * 2.0 ** (size - below)
-        part = 0.0 if above == below else (size - below) / (above - below)
-        low_s, high_s = self._tpot_s[below], self._tpot_s[above]
-        return low_s + part * (high_s - low_s)
+        points = sorted(self._points.values(), key=lambda point: point.num_sequences)
+        above = next((place for place, point in enumerate(points) if point.num_sequences >= num_sequences), None)
+        if not points or above == 0:
+            return points[0].tpot_s if points else None
+        if above is not None:
+            return _on_line(points[above - 1], points[above], num_sequences)
+        last = points[-1]
+        worst_s = last.tpot_s * num_sequences / last.num_sequences
+        if len(points) == 1:
+            return worst_s
+        return min(worst_s, max(last.tpot_s, _on_line(points[-2], last, num_sequences)))
 
     def _note_decode(self, stats: EngineStats) -> None:
         before = self._decode_from
@@ -72,9 +84,10 @@ class Pace:
             return
         self._decode_from = stats
         num_sequences = (stats.decode_sequences_total - before.decode_sequences_total) / num_steps
-        size = round(num_sequences).bit_length()
         tpot_s = (stats.decode_s_total - before.decode_s_total) / num_steps
-        self._tpot_s[size] = _smoothed(self._tpot_s.get(size), tpot_s)
+        size = round(num_sequences).bit_length()
+        known = self._points.get(size, _Point(num_sequences, tpot_s))
+        self._points[size] = _Point(_smoothed(known.num_sequences, num_sequences), _smoothed(known.tpot_s, tpot_s))
 
     def _note_prefill(self, stats: EngineStats) -> None:
         """Without the time of a token in each step, which is predicted apart."""
@@ -89,6 +102,11 @@ class Pace:
             steps_s = stats.prefill_s_total - before.prefill_s_total
             prefill_s = max(0.1 * steps_s, steps_s - num_steps * token_s)
             self._prefill_token_s = _smoothed(self._prefill_token_s, prefill_s / num_tokens)
+
+
+def _on_line(low: _Point, high: _Point, num_sequences: float) -> float:
+    part = (num_sequences - low.num_sequences) / (high.num_sequences - low.num_sequences)
+    return low.tpot_s + part * (high.tpot_s - low.tpot_s)
 
 
 def _smoothed(before: float | None, sample: float) -> float:

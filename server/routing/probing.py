@@ -1,4 +1,4 @@
-"""Measures a route by a short request of its own: when its engine is ready, and when its figures have aged.
+"""Measures a route by short requests of its own: when its engine is ready, and when its figures have aged.
 
 Owns the tasks in which that happens.
 """
@@ -18,8 +18,8 @@ logger = logging.getLogger("distllm.server")
 
 _PROMPT_TOKENS = 128
 _NEW_TOKENS = 12
-_NUM_SEQUENCES = (1, 8)
-"""Of one probe after the other: what a burst would take cannot be told from a single sequence."""
+_TOGETHER = 8
+"""Sequences that show what more of them cost."""
 _LIFE_S = 60.0
 """How long figures of a route that nothing runs on are believed."""
 _TIMEOUT_S = 60.0
@@ -67,27 +67,34 @@ def _can_probe(route: EngineRoute) -> bool:
 
 
 async def _probe(route: EngineRoute) -> None:
-    """What it takes, the streams note. Ends where a request has come meanwhile."""
+    """One sequence, then several that run together. What they take, their streams note.
+
+    What the first request of an engine takes says little of the next: it is forgotten.
+    """
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            for num_sequences in sorted({min(number, route.max_running) for number in _NUM_SEQUENCES}):
-                if not _can_probe(route):
-                    return
-                async with route.submit(_request(route, num_sequences), is_pinned=True) as stream:
-                    async for _ in stream:
-                        pass
+            if not route.pace.is_measured:
+                await _run(route, 1)
+                route.forget_pace()
+            await _run(route, 1)
+            if _can_probe(route):
+                await _run(route, min(_TOGETHER, route.max_running))
     except (EngineDraining, EngineUnavailable, QueueFull, TimeoutError) as error:
         logger.info("%s could not be measured: %s", route.name, error)
 
 
-def _request(route: EngineRoute, num_sequences: int) -> EngineRequest:
-    """Random tokens, so that no part of the prompt is cached."""
-    vocab_size, num_prompt = route.info.vocab_size, min(_PROMPT_TOKENS, route.max_len() // 2)
-    return EngineRequest(
+async def _run(route: EngineRoute, num_sequences: int) -> None:
+    """Of random tokens, so that no part of the prompt is cached."""
+    info = route.info
+    num_prompt = min(_PROMPT_TOKENS, route.max_len() // 2)
+    request = EngineRequest(
         request_id=f"probe-{uuid.uuid4().hex}",
-        prompt_ids=[random.randrange(vocab_size) for _ in range(num_prompt)],
+        prompt_ids=[random.randrange(info.vocab_size) for _ in range(num_prompt)],
         params=SamplingParams(max_tokens=min(_NEW_TOKENS, num_prompt), temperature=0.0, ignore_eos=True),
         seed=0,
         sequences=[SequenceStart(index) for index in range(num_sequences)],
         arrival_s=time.time(),
     )
+    async with route.submit(request, is_pinned=True) as stream:
+        async for _ in stream:
+            pass

@@ -1,6 +1,7 @@
 """A route: an engine under its name, how fast it is and what it has to do."""
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from distllm.engine.interface import ExecutorInfo
@@ -32,15 +33,17 @@ class Size:
 
 
 class EngineRoute:
-    """`max_running` sequences run at once, and `max_live` may run or wait."""
+    """`max_running` sequences run at once, and `max_live` may run or wait. A step has `token_budget` tokens."""
 
-    def __init__(self, name: Route, engine: Engine, max_running: int, max_live: int) -> None:
+    def __init__(self, name: Route, engine: Engine, max_running: int, max_live: int, token_budget: int) -> None:
         self.name = name
         self.engine = engine
         self.pace = Pace(engine.stats)
         self.streams: dict[MeasuredStream, None] = {}  # in the order in which they came
         self.max_running = max_running
         self._max_live = max_live
+        self._token_budget = token_budget
+        self._num_prefilled_before = 0
 
     @property
     def info(self) -> ExecutorInfo:
@@ -72,8 +75,9 @@ class EngineRoute:
 
     @property
     def pending_tokens(self) -> int:
-        """Of prompts that have no first token yet."""
-        return sum(stream.pending_tokens for stream in self.streams)
+        """Of prompts that have no first token yet, without what has been computed of the one that comes next."""
+        num_computed = max(0, self.engine.stats.prefill_tokens_total - self._num_prefilled_before)
+        return max(0, sum(stream.pending_tokens for stream in self.streams) - num_computed)
 
     @property
     def unavailable(self) -> str | None:
@@ -110,18 +114,21 @@ class EngineRoute:
         return None
 
     def route_state(self, size: Size) -> RouteState:
-        """What it would do for one more request."""
-        num_after = min(self.num_live + size.num_sequences, self.max_running)
-        tpot_s = self.pace.tpot_s(num_after) or UNMEASURED_TPOT_S
-        prefill_tokens_per_s = self.pace.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S
+        """What it would do for one more request, whose prompts are computed after those that came before."""
+        queue_s = self._computed_after_s(self.pending_tokens)
+        own_s = self._computed_after_s(self.pending_tokens + size.prompt_tokens) - queue_s
         return RouteState(
             route=self.name,
-            prefill_tokens_per_s=prefill_tokens_per_s,
-            tpot_s=tpot_s,
-            queue_s=self.pending_tokens / prefill_tokens_per_s + self._tokens_ahead() * tpot_s,
+            prefill_tokens_per_s=size.prompt_tokens / own_s,
+            tpot_s=self._tpot_s(self.num_live + size.num_sequences),
+            queue_s=queue_s,
             num_machines=self.num_machines,
             unavailable=self.refusal(size),
         )
+
+    def begin_prompt(self) -> None:
+        """What the engine computes of prompts from now on is of the one that comes next."""
+        self._num_prefilled_before = self.engine.stats.prefill_tokens_total
 
     def note_stats(self) -> None:
         """Take in what the engine has reported last."""
@@ -131,11 +138,36 @@ class EngineRoute:
         """It runs on other machines now."""
         self.pace = Pace(self.engine.stats)
 
-    def submit(self, request: EngineRequest, is_pinned: bool = False) -> MeasuredStream:
+    def submit(
+        self,
+        request: EngineRequest,
+        is_pinned: bool = False,
+        on_move: Callable[[Route], None] = lambda _: None,
+    ) -> MeasuredStream:
         """As Engine.submit, measured."""
-        stream = MeasuredStream(self, request, self.engine.submit(request), is_pinned)
+        if self.pending_tokens == 0:
+            self.begin_prompt()
+        stream = MeasuredStream(self, request, self.engine.submit(request), is_pinned, on_move)
         self.streams[stream] = None
         return stream
+
+    def _tpot_s(self, num_sequences: int) -> float:
+        """Of each where so many run, or as many of them as can."""
+        return self.pace.tpot_s(min(num_sequences, self.max_running)) or UNMEASURED_TPOT_S
+
+    def _computed_after_s(self, num_prompt_tokens: int) -> float:
+        """Until there is a place for one more sequence, and so many tokens of prompts are computed.
+
+        The prompts take their own time, and beside them every full step that of the sequences that run. These take
+        a token each of its budget, become more as prompts are done, and have in the same steps the tokens for which
+        those that wait for a place have to wait.
+        """
+        num_ahead = self._tokens_ahead()
+        num_running = sum(stream.num_running for stream in self.streams)
+        num_decodes = self.max_running if num_ahead else min((num_running + self.num_live) // 2, self.max_running)
+        num_full_steps = max(0, num_prompt_tokens - 1) // max(1, self._token_budget - num_decodes)
+        tokens_per_s = self.pace.prefill_tokens_per_s or UNMEASURED_PREFILL_TOKENS_PER_S
+        return num_prompt_tokens / tokens_per_s + max(num_full_steps, num_ahead) * self._tpot_s(max(1, num_decodes))
 
     def _tokens_ahead(self) -> float:
         """How many tokens those that run will have had when there is a place for one more; they begin in order."""

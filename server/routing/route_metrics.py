@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Summary
 
+from distllm.engine.pipeline.placement.routing import Route
 from distllm.server.routing.forecast import Forecast
 
 
@@ -13,6 +14,12 @@ class RouteMetrics:
             "distllm_route_requests",
             "Requests by route and why they went there.",
             ("route", "why"),
+            registry=registry,
+        )
+        self._moves = Counter(
+            "distllm_route_moves",
+            "Prompts that were moved to another route, as theirs could not go on.",
+            ("from", "to"),
             registry=registry,
         )
         self._seconds = {
@@ -28,6 +35,9 @@ class RouteMetrics:
 
     def count(self, forecast: Forecast) -> None:
         self._requests.labels(forecast.route, forecast.reason_class).inc()
+
+    def count_move(self, source: Route, destination: Route) -> None:
+        self._moves.labels(source, destination).inc()
 
     def note_ttft(self, forecast: Forecast, seconds: float) -> None:
         self._note("ttft", forecast, forecast.ttft_s, seconds)

@@ -1,8 +1,8 @@
 """Chooses a route for each request by what it is predicted to take, and says why. Starts and ends nothing."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from distllm.engine.duration import duration
 from distllm.engine.interface import BLOCK_SIZE
@@ -27,12 +27,16 @@ ROUTE_HEADER = "x-route"
 _MAX_SESSIONS = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Routing:
-    """Where a request goes, and what was predicted of it there."""
+    """Where a request goes, and what was predicted of it there. `route_now` changes where a prompt is moved."""
 
     route: EngineRoute
     forecast: Forecast
+    route_now: Route = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.route_now = self.route.name
 
     @property
     def is_pinned(self) -> bool:
@@ -45,7 +49,10 @@ class Routing:
 
     def submit(self, request: EngineRequest) -> MeasuredStream:
         """Of one of its prompts; it stays on a route that its client asked for. Raises as Engine.submit."""
-        return self.route.submit(request, is_pinned=self.is_pinned)
+        return self.route.submit(request, self.is_pinned, self._note_move)
+
+    def _note_move(self, route: Route) -> None:
+        self.route_now = route
 
 
 class Router:
@@ -55,6 +62,8 @@ class Router:
         assert routes
         self.routes = tuple(routes)
         self.target = target
+        self.on_move: Callable[[Route, Route], None] = lambda *_: None
+        """Is told of every prompt that leaves a route for another."""
         self._last_routes: OrderedDict[tuple[int, ...], Route] = OrderedDict()
 
     @property

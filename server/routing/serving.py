@@ -46,4 +46,5 @@ def _member(
 ) -> tuple[EngineRoute, EngineClient]:
     client = EngineClient(start, bar, step_timeout_s=settings.engine.step_timeout_s)
     scheduler = start.scheduler
-    return EngineRoute(name, client, scheduler.max_num_seqs, scheduler.max_live_requests), client
+    limits = (scheduler.max_num_seqs, scheduler.max_live_requests, scheduler.max_num_batched_tokens)
+    return EngineRoute(name, client, *limits), client

@@ -1,6 +1,8 @@
 """A peer that its operator puts out is gone at once, for the coordinator and for all others; streams go on."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +77,12 @@ async def test_nobody_answers_a_peer_that_was_put_out(three: Cluster, tmp_path: 
 
 def test_a_name_that_nobody_has_is_doubted(three: Cluster) -> None:
     assert "no anm-0000 was seen here lately, is it mistyped? Seen were: " in remove(three, "anm-0000")
+
+
+def test_a_token_s_command_leads_to_the_coordinator(three: Cluster) -> None:
+    words = [sys.executable, "-m", "distllm.server", "token", "--state", str(three.state_dir)]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f" --join {LOOPBACK}:{three.port} --token" in shown
 
 
 @pytest.fixture(scope="module")

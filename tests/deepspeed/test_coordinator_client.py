@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from distllm import CoordinatorClient, HybridInference, InvalidOption, OutOfMemory
 from distllm.clients import NO_RETRIES
@@ -98,7 +99,9 @@ def test_it_tells_what_the_server_predicts(coordinator: CoordinatorClient) -> No
     explanation = coordinator.explain(PROMPT, max_new_tokens=8)
     assert explanation is not None
     assert (explanation.route, explanation.max_tokens) == ("local", 8)
-    state = coordinator.route_state([PROMPT], {"max_new_tokens": 8})
+    prospect = coordinator.prospect([PROMPT], {"max_new_tokens": 8})
+    state = prospect.state
+    assert prospect.prompt_tokens == explanation.prompt_tokens > 0
     assert explanation.chosen is not None
     assert (state.route, state.unavailable, state.num_machines) == ("pipeline", None, 1)
     assert 0 < state.tpot_s < 1
@@ -132,9 +135,9 @@ def test_a_server_that_is_not_there_is_no_engine() -> None:
 def test_a_server_of_others_is_judged_by_what_it_has_taken() -> None:
     with plain_server("a", "b", "c") as url, CoordinatorClient(url) as client:
         assert client.explain(PROMPT) is None
-        assert client.route_state([PROMPT], {}).tpot_s == 0.05
+        assert client.prospect([PROMPT], {}).state.tpot_s == 0.05
         assert client.generate(PROMPT) == "abc"
-        assert client.route_state([PROMPT], {}).tpot_s < 0.05
+        assert client.prospect([PROMPT], {}).state.tpot_s < 0.05
         assert list(client.stream(PROMPT)) == ["a", "b", "c"]
 
 
@@ -167,6 +170,10 @@ def test_a_call_runs_here_while_that_meets_the_target(engine_options: dict[str, 
         assert "".join(hybrid.stream(PROMPT, max_new_tokens=8)) == text
         assert hybrid.decision is not None
         assert (hybrid.decision.route, hybrid.decision.why) == ("local", "cheapest")
+        words = "word " * 200
+        reason = hybrid.explain([words, words], max_new_tokens=8).reason
+        num_tokens = 2 * len(Tokenizer.from_file(f"{checkpoint_path()}/tokenizer.json").encode(words).ids)
+        assert reason.endswith(f"The prompt has {num_tokens} tokens, as the tokenizer here counts.")
 
 
 def test_a_call_runs_there_where_nothing_meets_the_target_and_that_is_faster(
@@ -222,5 +229,13 @@ def test_a_model_that_does_not_fit_here_runs_there(
         assert hybrid.generate(PROMPT, max_new_tokens=4)
         assert hybrid.decision is not None
         assert hybrid.decision.unavailable == {"local": "8.00 GiB of weights do not fit"}
+        num_tokens = coordinator.prospect([PROMPT], {}).prompt_tokens
+        assert f"The prompt has {num_tokens} tokens, as the server counts." in hybrid.decision.reason
+    with (
+        plain_server("a") as url,
+        CoordinatorClient(url) as client,
+        HybridInference(coordinator_client=client, **engine_options) as hybrid,
+    ):
+        assert hybrid.explain("x" * 40).reason.endswith("The prompt has 10 tokens, if one is four characters.")
     with pytest.raises(OutOfMemory):
         HybridInference(**engine_options)

@@ -12,6 +12,7 @@ from distllm.engine.pipeline.security.authority import ClusterAuthority
 from distllm.engine.pipeline.security.join_token import ExpiredToken, JoinToken, UsedToken
 from distllm.engine.pipeline.security.token_store import TokenStore
 from distllm.server import cli
+from distllm.server.coordinator_address import CoordinatorAddress
 
 
 def redeem(state_dir: Path, token: str, now: datetime) -> None:
@@ -97,6 +98,35 @@ def test_the_address_is_completed(
 
 def test_without_an_address_it_is_this_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     match = re.search(r"--join (\S+):5555 --token", printed(capsys, "--state", str(tmp_path)))
+    assert match is not None
+    assert match[1] != "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("listening", "given", "shown"),
+    [
+        (CoordinatorAddress("127.0.0.1", 6001), [], "127.0.0.1:6001"),
+        (CoordinatorAddress("fd00::5", 6001), [], "[fd00::5]:6001"),
+        (CoordinatorAddress("127.0.0.1", 6001), ["--coordinator", "gpu-1"], "gpu-1:6001"),
+        (CoordinatorAddress("127.0.0.1", 6001), ["--coordinator", "gpu-1:6002"], "gpu-1:6002"),
+    ],
+)
+def test_the_command_leads_to_where_the_coordinator_listens(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    listening: CoordinatorAddress,
+    given: list[str],
+    shown: str,
+) -> None:
+    listening.write(tmp_path)
+    assert f" --join {shown} --token" in printed(capsys, "--state", str(tmp_path), *given)
+
+
+def test_every_address_of_this_machine_is_shown_as_one_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CoordinatorAddress("0.0.0.0", 6001).write(tmp_path)
+    match = re.search(r"--join (\S+):6001 --token", printed(capsys, "--state", str(tmp_path)))
     assert match is not None
     assert match[1] != "0.0.0.0"
 

@@ -1,13 +1,20 @@
 """What `distllm peer` makes of its flags."""
 
 import argparse
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from distllm.engine.config import EngineConfig
+from distllm.engine.pipeline.security.state_dir import ClusterStateError
 from distllm.server import cli
 from distllm.server.commands import peer
 from distllm.server.peer import engine_config
+from distllm.server.peer_lock import held_alone
 
 JOIN = ("--join", "gpu-1:5555")
 
@@ -59,3 +66,41 @@ def test_a_flag_that_cannot_be_is_one_line_and_status_2(
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_a_name_that_nobody_knows_is_told_with_its_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def know_nobody(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", know_nobody)
+    assert cli.main(["peer", *JOIN]) == 1
+    assert (
+        "--join: gpu-1 cannot be looked up: Name or service not known; is it mistyped?" in capsys.readouterr().err
+    )
+
+
+def test_two_peers_do_not_share_one_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_alone(tmp_path):
+        assert cli.main(["peer", "--join", "127.0.0.1:5555", "--state", str(tmp_path)]) == 1
+    assert f"another peer runs here with --state {tmp_path}" in capsys.readouterr().err
+    assert cli.main(["peer", "--join", "127.0.0.1:5555", "--state", str(tmp_path)]) == 1
+    assert "holds no identity" in capsys.readouterr().err
+
+
+def test_a_state_directory_is_held_by_the_program_that_a_peer_becomes(tmp_path: Path) -> None:
+    become_another = (
+        "import os, pathlib, sys\n"
+        "from distllm.server.peer_lock import held_alone\n"
+        "with held_alone(pathlib.Path(sys.argv[1])):\n"
+        "    os.execvp('sh', ['sh', '-c', 'echo held; read line'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", become_another, tmp_path], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ClusterStateError), held_alone(tmp_path):
+            pass
+        other.communicate(b"\n")
+    with held_alone(tmp_path):
+        pass

@@ -16,6 +16,7 @@ from distllm.server.settings import FrontEndSettings
         {"max_choices": 0},
         {"max_live": 0},
         {"max_running": 0},
+        {"token_budget": 0},
         {"keep_alive_s": -1.0},
         {"stall_s": 0.0},
     ],

@@ -23,8 +23,7 @@ _ASK_AGAIN_S = 60.0
 class Member:
     """A peer, as the coordinator knows it. `outbound` is its link, None while there is none.
 
-    It has had `num_links`, and gets no more once it `is_removed`. `bulk` is beside the link, for what messages
-    must not wait for.
+    It has had `num_links`. `bulk` is beside the link, for what messages must not wait for.
     `loaded` are the stages that this boot of it has in memory, `refusals` those that it cannot have. `asked` is the
     memory that was free when it was asked for a stage. `wish` is how it would have layers quantized.
     """
@@ -44,7 +43,6 @@ class Member:
     refusals: Refusals = field(default_factory=Refusals)
     asked: dict[StageConfig, int] = field(default_factory=dict)
     fenced: int = -1
-    is_removed: bool = False
     standing: Standing = field(default_factory=Standing)
     _ask_again_s: dict[StageConfig, float] = field(default_factory=dict)
 
@@ -131,7 +129,6 @@ class Member:
 
     def dismiss(self, reason: str) -> None:
         """Have it leave the cluster, and end its link."""
-        self.is_removed = True
         self.send(Dismiss(reason=reason))
         self.end_link()
 

@@ -27,6 +27,8 @@ from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import StageConfig
 from distllm.engine.pipeline.placement.prediction import Prediction
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
+from distllm.engine.pipeline.security.state_dir import ClusterStateError
 
 logger = logging.getLogger("distllm.pipeline")
 
@@ -47,12 +49,14 @@ class Observer:
         whole: StageConfig,
         num_needed: int,
         events: EventLog,
+        removed: RemovedPeers,
     ) -> None:
         self._members = members
         self._survey = survey
         self._num_layers, self._num_needed = whole.num_layers, num_needed
         self._pipeline = pipeline
         self._events = events
+        self._removed = removed
 
     @contextlib.asynccontextmanager
     async def reporting(self, on_cluster: OnCluster) -> AsyncIterator[None]:
@@ -72,6 +76,8 @@ class Observer:
     def observe(self) -> ClusterSnapshot:
         events, status = self._events, self._pipeline.status
         stages = status.stages
+        with contextlib.suppress(ClusterStateError):  # the reception says so
+            self._removed.current()
         return ClusterSnapshot(
             time_s=time.time(),
             epoch=status.epoch,
@@ -115,13 +121,14 @@ class Observer:
         peers = [stage.peer_id for stage in status.stages]
         seat = peers.index(member.peer_id) if member.peer_id in peers else None
         endpoint, workload = member.endpoint, member.workload
+        removed_at = self._removed.since(member.peer_id)
         return PeerSnapshot(
             peer_id=member.peer_id,
             address="" if endpoint is None else f"{printable(endpoint.host)}:{endpoint.port}",
-            state=_state(member, status.is_serving and seat is not None),
+            state=_state(member, status.is_serving and seat is not None, removed_at is not None),
             stage=seat,
             loaded=sorted((config.begin, config.end) for config in member.loaded),
-            trouble=_printable(_why_unusable(member)),
+            trouble=_printable(member.trouble or _what_is_refused(member)),
             beat_age_s=member.silent_s,
             busy_s=member.busy_s,
             free_bytes=member.free_bytes,
@@ -130,6 +137,7 @@ class Observer:
             steps_total=workload.work.num_steps,
             compute_s_total=workload.work.compute_s,
             sent_bytes_total=workload.work.sent_bytes,
+            removed_s=None if removed_at is None else removed_at.timestamp(),
         )
 
     def _link(self, source: PeerId, target: PeerId, route: Route) -> LinkSnapshot:
@@ -166,19 +174,20 @@ def _printable(text: str | None) -> str | None:
     return None if text is None else printable(text)
 
 
-def _state(member: Member, is_serving: bool) -> PeerState:
-    if member.is_removed:
+def _state(member: Member, is_serving: bool, is_removed: bool) -> PeerState:
+    if is_removed:
         return "removed"
     if not member.is_connected:
         return "gone"
     if is_serving:
         return "serving"
-    if _why_unusable(member) is not None:
+    if member.standing.is_blamed or (not member.loaded and _what_is_refused(member) is not None):
         return "unusable"
     return "spare" if member.loaded else "joining"
 
 
-def _why_unusable(member: Member) -> str | None:
-    """What it is blamed for, or why it has no layers."""
-    refused = None if member.loaded else next((reason for _, reason in member.refusals.believed()), None)
-    return member.trouble or refused
+def _what_is_refused(member: Member) -> str | None:
+    """A stage that the peer says it cannot load, and why."""
+    for config, reason in member.refusals.believed():
+        return f"cannot load [{config.begin}, {config.end}): {reason}"
+    return None

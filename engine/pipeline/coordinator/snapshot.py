@@ -8,8 +8,8 @@ import msgspec
 from distllm.engine.pipeline.wire.codec_names import CodecName
 
 PeerState = Literal["serving", "spare", "unusable", "joining", "gone", "removed"]
-"""In the pipeline; with layers loaded to take a lost one's place; of no use for a reason; with none loaded yet; not
-connected; put out of the cluster."""
+"""In the pipeline; with layers loaded to take a lost one's place; connected, but passed over for what its `trouble`
+says; with no layers yet; not connected; put out of the cluster."""
 
 
 EventKind = Literal[
@@ -52,7 +52,9 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A peer. `stage` is its place in the pipeline, `loaded` the layer ranges [begin, end) that it has in memory.
 
     `busy_s` is how long it has been computing its present step, `beat_age_s` how long ago it was heard,
-    `round_trip_s` what a beat takes to the coordinator and back. `_total` fields count since it was started.
+    `round_trip_s` what a beat takes to the coordinator and back. `trouble` is why others are used before it, or
+    what it cannot load; `removed_s` when it was put out, by time.time(). `_total` fields count since it was
+    started.
     """
 
     peer_id: str
@@ -69,6 +71,7 @@ class PeerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     steps_total: int
     compute_s_total: float
     sent_bytes_total: int
+    removed_s: float | None = None
 
 
 class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,11 @@ class Standing:
         return self._blame
 
     @property
+    def is_blamed(self) -> bool:
+        """Whether its trouble is its own fault: it was not only away."""
+        return self._blame is not None
+
+    @property
     def may_be_needed(self) -> bool:
         """Whether it may serve where nobody else can."""
         return self._blame is None or self.clock() > self._blamed_s + self._pause_s

@@ -22,6 +22,7 @@ class RemovedPeers:
         self._state_dir = state_dir
         self._path = state_dir / _FILE_NAME
         self._seen: tuple[int, int] | None = None
+        self._times: dict[PeerId, datetime] = {}
         self._ids: frozenset[PeerId] = frozenset()
 
     def add(self, peer_id: PeerId, now: datetime) -> None:
@@ -39,8 +40,13 @@ class RemovedPeers:
         seen = status.st_ino, status.st_mtime_ns
         if seen != self._seen:
             self._seen = seen
-            self._ids = frozenset(self._read())
+            self._times = self._read()
+            self._ids = frozenset(self._times)
         return self._ids
+
+    def since(self, peer_id: PeerId) -> datetime | None:
+        """When a peer was put out, as of the latest `current`; None where it was not."""
+        return self._times.get(peer_id)
 
     def _read(self) -> dict[PeerId, datetime]:
         """Since when each is out."""

@@ -3,10 +3,12 @@
 
 const TONES = {
   serving: "good", ready: "good", recovered: "good", joined: "good", connected: "good",
-  spare: "busy", planned: "busy", unusable: "bad", removed: "faint", rounding: "warn", joining: "warn", waiting: "warn", starting: "warn", restarting: "warn",
-  draining: "warn", suspected: "warn", refused: "warn", gone: "bad", failed: "bad", stopped: "bad", offline: "bad",
+  spare: "busy", planned: "busy", joining: "warn", waiting: "warn", starting: "warn", restarting: "warn",
+  paused: "warn", recovering: "warn", draining: "warn", suspected: "warn", refused: "warn", rounding: "warn",
+  unusable: "bad", gone: "bad", failed: "bad", stopped: "bad", offline: "bad", removed: "faint",
 };
 const UNKNOWN = "–";
+const RECONNECT_MS = 3000;
 let previous = null; // the report before, for rates
 
 function element(tag, className, ...children) {
@@ -26,7 +28,8 @@ function toned(word) {
 
 function duration(seconds) {
   if (seconds === null) return UNKNOWN;
-  if (seconds >= 10) return `${seconds.toFixed(0)} s`;
+  if (seconds >= 120) return `${(seconds / 60).toFixed(0)} min`;
+  if (seconds >= 1) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   const value = 1000 * seconds;
   return `${value.toFixed(value > 0 && value < 10 ? 2 : 0)} ms`;
 }
@@ -46,37 +49,54 @@ function layers(begin, end) {
   return end - begin === 1 ? `layer ${begin}` : `layers ${begin}–${end - 1}`;
 }
 
+function clock(seconds) {
+  const time = new Date(1000 * seconds);
+  const isToday = time.toDateString() === new Date().toDateString();
+  return isToday ? time.toLocaleTimeString() : time.toLocaleString([], { dateStyle: "short", timeStyle: "medium" });
+}
+
+function elapsed({ cluster }) {
+  return previous?.cluster ? cluster.time_s - previous.cluster.time_s : 0;
+}
+
 function tokensPerSecond(report) {
   const total = report.stats.generation_tokens_total;
   const before = previous?.stats.generation_tokens_total ?? total;
-  const elapsed = previous?.cluster ? report.cluster.time_s - previous.cluster.time_s : 0;
-  return elapsed > 0 && total >= before ? ((total - before) / elapsed).toFixed(0) : UNKNOWN;
+  const time = elapsed(report);
+  return time > 0 && total >= before ? ((total - before) / time).toFixed(0) : UNKNOWN;
+}
+
+function load(peer, report) {
+  const before = previous?.cluster?.peers.find(other => other.peer_id === peer.peer_id);
+  const busy = before ? peer.compute_s_total - before.compute_s_total : -1;
+  const time = elapsed(report);
+  return time > 0 && busy >= 0 ? `${Math.min(100, 100 * busy / time).toFixed(0)} %` : UNKNOWN;
+}
+
+function epoch({ epoch }) {
+  if (epoch === null) return UNKNOWN;
+  const digits = String(epoch);
+  const shown = element("span", "", digits.length > 6 ? `…${digits.slice(-4)}` : digits);
+  shown.title = `${digits}: every change of the plan begins an epoch, and stages obey the latest alone`;
+  return shown;
 }
 
 function figures(report) {
   const { cluster, stats } = report;
   const shown = {
-    "Epoch": epoch(cluster.epoch),
     "Stages": `${cluster.stages.length} of ${cluster.num_stages}`,
-    "Steps in flight": cluster.num_in_flight,
     "Running": stats.num_running,
     "Waiting": stats.num_waiting,
     "Tokens a second": tokensPerSecond(report),
     "KV in use": `${(100 * stats.kv_cache_usage).toFixed(0)} %`,
+    "Steps in flight": cluster.num_in_flight,
+    "Epoch": epoch(cluster),
     "Recoveries": cluster.recoveries_total,
     "Last recovery": duration(cluster.last_recovery_s),
     "Tokens rebuilt": cluster.rebuilt_tokens_total,
   };
   return Object.entries(shown).map(([name, value]) =>
     element("div", "", element("dt", "", name), element("dd", "", value)));
-}
-
-function epoch(number) {
-  if (number === null) return UNKNOWN; // it begins with the time in milliseconds: the last digits tell them apart
-  const digits = String(number);
-  const shown = element("span", "", digits.length > 7 ? `…${digits.slice(-5)}` : digits);
-  shown.title = `epoch ${digits}`;
-  return shown;
 }
 
 function kvMeter(usage) {
@@ -92,12 +112,17 @@ function step(stage) {
   return `step ${duration(stage.step_s)}${predicted}`;
 }
 
-function stageBox(stage, peer, stats) {
+function stateOf(peer, { is_serving }) {
+  if (!peer) return "gone";
+  return !is_serving && peer.stage !== null && peer.state === "spare" ? "paused" : peer.state;
+}
+
+function stageBox(stage, peer, { cluster, stats }) {
   const kv = `KV ${bytes(stats.num_blocks * stage.kv_block_bytes)}, room for ${stage.num_blocks} blocks`;
   return element("li", "stage",
     element("b", "", stage.peer_id),
     element("span", "", layers(stage.begin, stage.end)),
-    peer ? toned(peer.state) : toned("gone"),
+    toned(stateOf(peer, cluster)),
     element("span", "", step(stage)),
     element("span", "", `weights ${bytes(stage.weight_bytes)}${stage.quantization ? `, ${stage.quantization}` : ""}`),
     element("span", "", stage.num_ranks === 1 ? "1 process" : `${stage.num_ranks} ranks`),
@@ -109,7 +134,7 @@ function stageBox(stage, peer, stats) {
 function linkArrow(link) {
   const goodput = link?.bytes_per_s ? `${bytes(link.bytes_per_s)}/s` : "";
   const way = [...(link?.is_relayed ? ["relayed"] : []), ...(link && link.codec !== "none" ? [link.codec] : [])];
-  const lines = [duration(link?.frame_s ?? null), goodput, way.join(", ")];
+  const lines = [`${duration(link?.frame_s ?? null)} a frame`, goodput, way.join(", ")].filter(Boolean);
   const arrow = element("li", "link", ...lines.map(line => element("span", "", line)));
   if (link?.delay_s != null) {
     arrow.title = `measured before: ${duration(link.delay_s)} one way, ${bytes(link.goodput_bytes_per_s)}/s`;
@@ -119,18 +144,25 @@ function linkArrow(link) {
   return arrow;
 }
 
-function chain({ cluster, stats }) {
+function nobody() {
+  const command = element("code", "", "distllm token");
+  return element("li", "empty", "No peer is here. ", command, " prints the command to add one.");
+}
+
+function spareBox(peer) {
+  return element("li", "spare", element("b", "", peer.peer_id), ...stateWithReason(peer, peer.state));
+}
+
+function chain(report) {
+  const { cluster } = report;
   const peers = new Map(cluster.peers.map(peer => [peer.peer_id, peer]));
   const items = cluster.stages.flatMap((stage, number) => [
     ...(number ? [linkArrow(cluster.links[number - 1])] : []),
-    stageBox(stage, peers.get(stage.peer_id), stats),
+    stageBox(stage, peers.get(stage.peer_id), report),
   ]);
   const spares = cluster.peers.filter(peer => peer.stage === null && !["gone", "removed"].includes(peer.state));
-  const boxes = spares.map(peer => element("li", "spare",
-    element("b", "", peer.peer_id),
-    toned(peer.state),
-    ...(peer.state === "unusable" ? [element("span", "faint", peer.trouble)] : [])));
-  return items.length + boxes.length ? [...items, ...boxes] : [element("li", "faint", "no peer is here")];
+  const boxes = [...items, ...spares.map(spareBox)];
+  return boxes.length ? boxes : [nobody()];
 }
 
 function prediction({ predicted }) {
@@ -140,51 +172,95 @@ function prediction({ predicted }) {
   return `Predicted: ${single}, ${load}, bound by ${predicted.binding_limit}.`;
 }
 
-function peerRow(peer) {
+function stateWithReason(peer, state) {
+  const reason = peer.state === "removed" ? `put out at ${clock(peer.removed_s)}` : peer.trouble;
+  const tone = peer.state === "removed" ? "faint" : "bad";
+  return [toned(state), ...(reason ? [element("span", `second ${tone}`, reason)] : [])];
+}
+
+function peerRow(peer, report) {
   const loaded = peer.loaded.map(([begin, end]) => `[${begin}, ${end})`).join(" ") || UNKNOWN;
-  const name = element("td", "name", element("b", "", peer.peer_id), element("span", "faint", peer.address));
-  const state = element("td", "state", toned(peer.state), element("span", "bad", peer.trouble ?? ""));
-  const numbers = [
-    duration(peer.step_s), duration(peer.busy_s), bytes(peer.free_bytes),
-    duration(peer.beat_age_s), duration(peer.round_trip_s),
-  ];
-  return element("tr", "", name,
-    state,
-    element("td", "", loaded),
-    ...numbers.map(number => element("td", "number", number)));
+  const isHere = !["gone", "removed"].includes(peer.state);
+  const cells = {
+    "Load": load(peer, report), "Step": duration(peer.step_s), "Free memory": bytes(peer.free_bytes),
+    "Beat age": duration(peer.beat_age_s), "Round trip": duration(peer.round_trip_s),
+  };
+  const numbers = Object.entries(cells).map(([name, value]) =>
+    cell(name, "number", isHere || name === "Beat age" ? value : UNKNOWN));
+  numbers[0].title = `its present step has taken ${duration(peer.busy_s)}`;
+  const row = element("tr", "",
+    cell(null, "", element("b", "", peer.peer_id), " ", element("span", "second faint", peer.address)),
+    cell(null, "", ...stateWithReason(peer, stateOf(peer, report.cluster))),
+    cell("Loaded layers", "", isHere ? loaded : UNKNOWN),
+    ...numbers);
+  row.role = "row";
+  return row;
+}
+
+function cell(name, className, ...children) {
+  const made = element("td", className, ...children);
+  made.role = "cell";
+  if (name) made.dataset.label = name; // shown where the window is too narrow for the table's head
+  return made;
 }
 
 function eventRow(event) {
   const took = event.duration_ms === null ? "" : `after ${duration(event.duration_ms / 1000)}: `;
   return element("li", "",
-    element("span", "faint", new Date(1000 * event.time_s).toLocaleTimeString()),
+    element("span", "faint", clock(event.time_s)),
     toned(event.kind),
     element("span", "", event.peer_id ?? ""),
     element("span", "", took + event.text));
 }
 
+function phase({ cluster, state }) {
+  if (state !== "ready" || !cluster) return state;
+  if (cluster.waiting) return "waiting";
+  return cluster.is_serving || cluster.epoch === null ? state : "recovering";
+}
+
+function notice({ cluster, loading }) {
+  const loss = cluster && !cluster.is_serving ? sinceLoss(cluster) : "";
+  return [loss, cluster?.waiting ?? loading?.activity].filter(Boolean).join(" – ");
+}
+
+// How long no step has been able to run, and after whose loss.
+function sinceLoss({ events, time_s }) {
+  const end = events.findIndex(event => event.kind === "recovered" || event.kind === "planned");
+  const losses = events.slice(0, end < 0 ? events.length : end).filter(event => event.kind === "suspected");
+  const first = losses.at(-1);
+  return first ? `${first.peer_id} was lost ${duration(time_s - first.time_s)} ago: ${first.text}` : "";
+}
+
 function show(report) {
-  const { cluster, state } = report;
-  const isWaiting = state === "ready" && Boolean(cluster?.waiting);
-  setState(isWaiting ? "waiting" : state);
-  const notice = cluster?.waiting ?? report.loading?.activity ?? "";
-  document.getElementById("notice").textContent = notice;
+  const { cluster } = report;
+  setState(phase(report), notice(report));
   if (cluster) {
     fill("figures", figures(report));
     fill("chain", chain(report));
     document.getElementById("prediction").textContent = prediction(cluster);
-    fill("peers", cluster.peers.map(peerRow));
-    fill("events", cluster.events.map(eventRow));
+    fill("peers", cluster.peers.map(peer => peerRow(peer, report)));
+    fill("events", cluster.events.length ? cluster.events.map(eventRow) : [element("li", "empty", "Nothing yet.")]);
   }
   previous = report;
 }
 
-function setState(state) {
+function setState(state, text) {
   const badge = document.getElementById("state");
-  badge.textContent = state;
+  if (badge.textContent !== state) badge.textContent = state; // a screen reader tells of changes alone
   badge.className = `badge ${TONES[state] ?? ""}`;
+  document.getElementById("notice").textContent = text;
+  document.body.classList.toggle("stale", state === "offline");
 }
 
-const source = new EventSource("events");
-source.onmessage = message => show(JSON.parse(message.data));
-source.onerror = () => setState("offline");
+function connect() {
+  const source = new EventSource("events");
+  source.onmessage = message => show(JSON.parse(message.data));
+  source.onerror = () => {
+    const last = previous?.cluster ? ` What follows is as of ${clock(previous.cluster.time_s)}.` : "";
+    setState("offline", `The server does not answer.${last}`);
+    if (source.readyState === EventSource.CLOSED) setTimeout(connect, RECONNECT_MS); // it was refused
+  };
+}
+
+connect();

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Unpack
 
 from distllm.clients import (
@@ -30,6 +31,14 @@ from distllm.scheduler.refusals import EngineUnavailable
 from distllm.server.errors import GenerationFailed, InvalidRequest
 
 _EXPLAIN_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a server would do for a call. Its tokenizer counts `prompt_tokens`; None where it does not say."""
+
+    state: RouteState
+    prompt_tokens: int | None = None
 
 
 class CoordinatorClient(TextGenerator):
@@ -77,14 +86,17 @@ class CoordinatorClient(TextGenerator):
                     raise
                 return None
 
-    def route_state(self, texts: list[str], options: GenerationOptions) -> RouteState:
+    def prospect(self, texts: list[str], options: GenerationOptions) -> Prospect:
         """What is to be expected of the server: what it says itself, else what its answers have taken so far."""
         try:
             explanation = self.explain(texts, **options)
         except EngineUnavailable as unavailable:
-            return self.latency.route_state(unavailable.reason)
+            return Prospect(self.latency.route_state(unavailable.reason))
         if explanation is None:
-            return self.latency.route_state()
+            return Prospect(self.latency.route_state())
+        return Prospect(self._explained(explanation), explanation.prompt_tokens)
+
+    def _explained(self, explanation: RouteExplanation) -> RouteState:
         if (chosen := explanation.chosen) is None:
             return self.latency.route_state(explanation.reason)
         if chosen.prediction is None:  # it takes the request and has it wait

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distllm.deepspeed")
 
 _CHARACTERS_A_TOKEN = 4
-"""About; the length of a prompt is only estimated."""
+"""About. Only where no tokenizer is at hand, and the reason of a decision says so then."""
 
 
 class HybridInference(TextGenerator):
     """A model on this machine, and with a `coordinator_client` on others as well: each call takes one route.
 
-    That is the cheapest that is predicted to meet the target, else the fastest. `decision` is the latest.
+    That is the cheapest that is predicted to meet the target, else the fastest. `decision` is the latest. Prompts
+    are as long as the tokenizer of the engine here counts, else the server's; of a server that does not say, and
+    without an engine, a token is taken to be four characters.
     """
 
     def __init__(
@@ -123,15 +126,26 @@ class HybridInference(TextGenerator):
 
     def _decide(self, texts: list[str], options: GenerationOptions) -> RouteDecision:
         params = sampling_params(options, SamplingParams(max_tokens=None))
-        states = [self._here.route_state(len(texts))]
+        states, counted_there = [self._here.route_state(len(texts))], None
         if self._there is not None:
-            states.append(self._there.route_state(texts, options))
+            prospect = self._there.prospect(texts, options)
+            states.append(prospect.state)
+            counted_there = prospect.prompt_tokens
         last = None if self.decision is None else self.decision.route
-        num_prompt = sum(len(text) for text in texts) // _CHARACTERS_A_TOKEN
+        num_prompt, how = self._count(texts, counted_there)
         try:
-            return choose_route(states, max(1, num_prompt), params.max_tokens or 1, self._target, last)
+            decision = choose_route(states, max(1, num_prompt), params.max_tokens or 1, self._target, last)
         except NoRoute as nothing:
             raise EngineUnavailable(str(nothing)) from None
+        return replace(decision, reason=f"{decision.reason} The prompt has {num_prompt} tokens, {how}.")
+
+    def _count(self, texts: list[str], counted_there: int | None) -> tuple[int, str]:
+        """Tokens of all texts, and who says so."""
+        if self._here.engine is not None:
+            return self._here.engine.llm.count_tokens(texts), "as the tokenizer here counts"
+        if counted_there is not None:
+            return counted_there, "as the server counts"
+        return sum(len(text) for text in texts) // _CHARACTERS_A_TOKEN, "if one is four characters"
 
 
 def _target(ttft_s: float | None, tpot_s: float | None) -> LatencyTarget:

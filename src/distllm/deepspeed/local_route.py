@@ -10,6 +10,7 @@ from distllm.server.routing.pace import Pace
 
 _PROBE_TOKENS = 128
 _PROBE_NEW_TOKENS = 12
+_PROBE_TOGETHER = 8
 
 
 class LocalRoute:
@@ -35,13 +36,22 @@ class LocalRoute:
         return _state(tpot_s, prefill_tokens_per_s)
 
     def _probe(self, engine: InferenceEngine) -> None:
-        """Of random tokens, so that none is cached; more than one where the engine reports late."""
+        """Of random tokens, so that none is cached; more than once where the engine reports late.
+
+        Then several at once, which shows what more of them cost.
+        """
         num_prompt = min(_PROBE_TOKENS, engine.info.max_model_len // 2)
         params = SamplingParams(max_tokens=min(_PROBE_NEW_TOKENS, num_prompt), temperature=0.0, ignore_eos=True)
         while not self._pace.is_measured:
-            prompt = [random.randrange(engine.info.vocab_size) for _ in range(num_prompt)]
-            engine.llm.generate([prompt], params, use_tqdm=False)
-            self._pace.note(engine.llm.stats)
+            self._run(engine, 1, num_prompt, params)
+        self._run(engine, _PROBE_TOGETHER, num_prompt, params)
+
+    def _run(self, engine: InferenceEngine, num_prompts: int, num_prompt: int, params: SamplingParams) -> None:
+        prompts = [
+            [random.randrange(engine.info.vocab_size) for _ in range(num_prompt)] for _ in range(num_prompts)
+        ]
+        engine.llm.generate(prompts, params, use_tqdm=False)
+        self._pace.note(engine.llm.stats)
 
     def close(self) -> None:
         if self.engine is not None:

@@ -1,5 +1,6 @@
 """A client that comes back gets exactly the events that it does not have."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +96,8 @@ async def test_an_id_that_is_none_is_refused_and_the_header_named(client: httpx.
 async def test_garbage_for_an_id_is_never_the_server_s_fault(app: FastAPI, text: str) -> None:
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        check_error(await client.post("/v1/completions", headers={"last-event-id": text}), 400, "Last-Event-ID")
+        response = await client.post("/v1/completions", headers={"last-event-id": text})
+        assert "send the id of the last event" in check_error(response, 400, "Last-Event-ID")
 
 
 @pytest.mark.parametrize(("counts", "what"), [("99", "not sent"), ("1.1", "must count 1 choices")])
@@ -103,7 +105,23 @@ async def test_an_id_of_no_event_of_the_stream_is_refused(
     client: httpx.AsyncClient, counts: str, what: str
 ) -> None:
     stream_id = (await begin(client))[0].id.rpartition("-")[0]
-    assert what in check_error(await follow(client, f"{stream_id}-{counts}"), 400, "Last-Event-ID")
+    message = check_error(await follow(client, f"{stream_id}-{counts}"), 400, "Last-Event-ID")
+    assert what in message
+    assert message.endswith("or GET /v1/streams/{x-stream-id} without it for all events")
+
+
+async def test_two_that_replay_at_once_both_get_all(app: FastAPI, engine: FakeEngine) -> None:
+    engine.delay_s = 0.01
+    body = {"model": "tiny", "prompt": "the fox", "stream": True, "max_tokens": 40}
+    async with served(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("POST", "/v1/completions", json=body, headers=RESUMABLE) as response:
+            lines = response.aiter_lines()
+            last_id = (await anext(lines)).removeprefix("id: ")
+            one, other = await asyncio.gather(follow(client, last_id), follow(client, last_id))
+            assert [line async for line in lines][-2] == "data: [DONE]"
+        assert read_events(one) == read_events(other)
+        assert len(read_events(one)) == 41
+        assert len(engine.requests) == 1, "nothing is generated again"
 
 
 async def test_an_id_of_another_stream_is_refused(client: httpx.AsyncClient) -> None:
@@ -122,7 +140,8 @@ async def test_an_unknown_stream_and_another_key_s_are_not_told_apart(
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=ONE_KEY) as client:
         events = await begin(client)
         unknown_id = f"cmpl-{'0' * 32}-1"
-        unknown = check_error(await follow(client, unknown_id), 404, code="stream_not_found")
+        unknown = check_error(await follow(client, unknown_id), 404, "Last-Event-ID", "stream_not_found")
+        assert unknown.endswith("send the request again, without Last-Event-ID")
         foreign = check_error(await follow(client, events[0].id, **OTHER_KEY), 404, code="stream_not_found")
         assert foreign == unknown.replace("cmpl-" + "0" * 32, events[0].id.rpartition("-")[0])
         stream_url = f"/v1/streams/{events[0].id.rpartition('-')[0]}"

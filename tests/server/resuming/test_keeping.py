@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from distllm.server.app import create_app
@@ -19,6 +20,7 @@ from distllm.server.tokenizer import Tokenizer
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import eventually, served
 from tests.server.resuming.conftest import RESUMABLE, begin, follow, read_events
+from tests.server.resuming.conftest import Event as SentEvent
 
 LONG = {"model": "tiny", "prompt": "the fox", "stream": True, "max_tokens": 400}
 
@@ -114,6 +116,96 @@ async def test_a_stream_for_which_there_is_no_room_is_an_ordinary_one(
         assert response.text.startswith("data: ")
         assert response.text.endswith("data: [DONE]\n\n")
         assert streams.counts.unkept == 1
+
+
+KEYS = ("key-one", "key-two")
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def is_kept(client: httpx.AsyncClient, events: list[SentEvent], key: str) -> bool:
+    return (await follow(client, events[0].id, **bearer(key))).status_code == 200
+
+
+async def test_a_key_that_holds_most_makes_room_with_its_own_oldest(
+    engine: FakeEngine, byte_level: Tokenizer, settings: FrontEndSettings
+) -> None:
+    with_keys = replace(settings, api_keys=KEYS)
+    async with serving(engine, byte_level, with_keys, max_streams=4) as (client, _):
+        client.headers.update(bearer("key-two"))
+        other = await begin(client)
+        client.headers.update(bearer("key-one"))
+        many = [await begin(client) for _ in range(6)]
+        assert await is_kept(client, other, "key-two"), "though it is the oldest of all"
+        assert [await is_kept(client, events, "key-one") for events in many] == [False] * 3 + [True] * 3
+
+
+async def test_a_key_takes_its_share_from_one_that_holds_more_also_where_all_run(
+    engine: FakeEngine, byte_level: Tokenizer, settings: FrontEndSettings
+) -> None:
+    """The stream that loses its place goes on for its client, to its end."""
+    engine.delay_s = 0.01
+    with_keys = replace(settings, api_keys=KEYS)
+    async with serving(engine, byte_level, with_keys, max_streams=2) as (client, streams):
+        client.headers.update(bearer("key-one"))
+        body = LONG | {"max_tokens": 40}
+        async with (
+            client.stream("POST", "/v1/completions", json=body, headers=RESUMABLE) as first,
+            client.stream("POST", "/v1/completions", json=body, headers=RESUMABLE) as second,
+        ):
+            refused = await client.post("/v1/completions", json=LONG | {"max_tokens": 2}, headers=RESUMABLE)
+            assert refused.headers["x-resumable"] == "false", "its own run, and none holds more"
+            assert "no room" in refused.headers["x-resumable-reason"]
+            other = await client.post(
+                "/v1/completions", json=LONG | {"max_tokens": 2}, headers=RESUMABLE | bearer("key-two")
+            )
+            assert "x-stream-id" in other.headers
+            assert "x-resumable" not in other.headers
+            gone = await client.get(f"/v1/streams/{first.headers['x-stream-id']}")
+            assert gone.status_code == 404
+            assert (await first.aread()).endswith(b"data: [DONE]\n\n")
+            assert (await second.aread()).endswith(b"data: [DONE]\n\n")
+        assert (await client.get(f"/v1/streams/{second.headers['x-stream-id']}")).status_code == 200
+        assert streams.num_kept == 2
+
+
+async def test_memory_is_shared_by_keys_too(
+    engine: FakeEngine, byte_level: Tokenizer, settings: FrontEndSettings
+) -> None:
+    with_keys = replace(settings, api_keys=KEYS)
+    async with serving(engine, byte_level, with_keys, max_bytes=12_000) as (client, _):
+        client.headers.update(bearer("key-two"))
+        other = await begin(client)
+        client.headers.update(bearer("key-one"))
+        await client.post("/v1/completions", json=LONG, headers=RESUMABLE)
+        assert await is_kept(client, other, "key-two")
+
+
+@pytest.mark.parametrize(
+    ("fields", "resuming", "reason"),
+    [
+        ({"n": 65}, {}, "it has 65 choices, and ids of events count 64 at most"),
+        ({}, {"grace_s": 0.0}, "this server keeps no streams: --resume-grace-s is 0"),
+    ],
+)
+async def test_a_stream_that_cannot_be_resumed_says_why(
+    engine: FakeEngine,
+    byte_level: Tokenizer,
+    settings: FrontEndSettings,
+    fields: dict[str, Any],
+    resuming: dict[str, Any],
+    reason: str,
+) -> None:
+    body = LONG | {"max_tokens": 2, "temperature": 1.0} | fields
+    async with serving(engine, byte_level, settings, **resuming) as (client, _):
+        response = await client.post("/v1/completions", json=body, headers=RESUMABLE)
+        assert response.status_code == 200
+        assert "x-stream-id" not in response.headers
+        assert (response.headers["x-resumable"], response.headers["x-resumable-reason"]) == ("false", reason)
+        plain = await client.post("/v1/completions", json=body)
+        assert "x-resumable" not in plain.headers, "which was not asked for"
 
 
 async def test_memory_is_bounded_and_a_stream_that_outgrows_it_goes_on_for_its_client(

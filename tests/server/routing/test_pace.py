@@ -71,9 +71,19 @@ def test_each_number_of_sequences_has_a_pace_of_its_own(pace: Pace, engine: Engi
     pace.note(engine.decode(8, 1, 0.01))
     pace.note(engine.decode(8, 32, 0.08))
     assert pace.tpot_s(1) == pytest.approx(0.01)
-    assert pace.tpot_s(40) == pytest.approx(0.08)
-    assert 0.01 < (pace.tpot_s(8) or 0) < 0.08, "between those on either side"
-    assert pace.tpot_s(64) == pytest.approx(0.16), "at worst one after the other"
+    assert pace.tpot_s(16) == pytest.approx(0.01 + 15 / 31 * 0.07), "between those on either side"
+    assert pace.tpot_s(63) == pytest.approx(0.15), "on the same line"
+
+
+def test_more_sequences_than_were_met_take_at_worst_their_time_after_one_another(
+    pace: Pace, engine: Engine
+) -> None:
+    pace.note(engine.decode(8, 1, 0.01))
+    assert pace.tpot_s(8) == pytest.approx(0.08)
+    pace.note(engine.decode(8, 2, 0.05))
+    assert pace.tpot_s(8) == pytest.approx(0.2)
+    pace.note(engine.decode(8, 4, 0.02))
+    assert pace.tpot_s(8) == pytest.approx(0.02), "no less than fewer take"
 
 
 def test_new_reports_replace_old_ones_and_a_pause_counts_little(pace: Pace, engine: Engine) -> None:

@@ -68,7 +68,9 @@ def peers() -> FakeEngine:
 def hybrid(local: FakeEngine, peers: FakeEngine) -> HybridEngine:
     members = []
     for name, engine, tpot_s in (("local", local, 0.02), ("pipeline", peers, 0.04)):
-        route = EngineRoute("local" if name == "local" else "pipeline", engine, max_running=4, max_live=8)
+        route = EngineRoute(
+            "local" if name == "local" else "pipeline", engine, max_running=4, max_live=8, token_budget=64
+        )
         report_steps(engine, tpot_s)
         route.note_stats()
         members.append((route, cast(EngineClient, engine)))
@@ -267,10 +269,11 @@ async def test_figures_of_a_route_that_nothing_used_for_long_are_taken_anew(
     client: httpx.AsyncClient, hybrid: HybridEngine, peers: FakeEngine
 ) -> None:
     await client.post("/v1/completions", json=BODY)
-    await hybrid.prober.measured(hybrid.router.named("pipeline"))
-    assert all(probe.request_id.startswith("probe-") for probe in peers.requests)
-    assert [len(probe.sequences) for probe in peers.requests] == [1, 4], "no more than run at once"
+    await hybrid.prober.measured(hybrid.router.routes[1])
+    assert [len(probe.sequences) for probe in peers.requests] == [1, 4], "alone, and as many as can run"
+    assert not asked_of(peers)
     await client.post("/v1/completions", json=BODY)
+    await hybrid.prober.measured(hybrid.router.routes[1])
     assert len(peers.requests) == 2, "they are new"
 
 

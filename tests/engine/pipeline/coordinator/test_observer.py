@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from distllm.engine.pipeline.coordinator.snapshot import ClusterSnapshot
 from distllm.engine.pipeline.coordinator.survey import Survey
 from distllm.engine.pipeline.messages import Beat, Work
 from distllm.engine.pipeline.security.peer_id import PeerId
+from distllm.engine.pipeline.security.removed_peers import RemovedPeers
 from distllm.engine.pipeline.settings import ClusterSettings
 from tests.engine.pipeline.coordinator.fake_peers import WHOLE, FakePeer, placer_without_measurements
 from tests.engine.pipeline.coordinator.peers import SAMPLE
@@ -32,10 +34,13 @@ class ObservedCluster:
         self.members, self.events = Members(), EventLog()
         self.placer = placer_without_measurements(self.members, num_stages, state_dir)
         self.survey = Survey(self.members, SAMPLE)
+        self.removed = RemovedPeers(state_dir)
         routes = Routes(self.members, self.survey, "none")
         settings = ClusterSettings(host="127.0.0.1", port=0, state_dir=str(state_dir), beat_s=20.0)
         self.pipeline = Pipeline(self.members, WHOLE, SAMPLE.vocab_size, self.placer, routes, settings, self.events)
-        self.observer = Observer(self.members, self.survey, self.pipeline, WHOLE, num_stages, self.events)
+        self.observer = Observer(
+            self.members, self.survey, self.pipeline, WHOLE, num_stages, self.events, self.removed
+        )
         self.peers: dict[str, FakePeer] = {}
         self.loads = True
 
@@ -107,12 +112,39 @@ async def test_a_spare_is_one_once_it_has_loaded() -> None:
         cluster.loads = False
         cluster.join("p3")
         assert cluster.observe().peers[2].state == "joining"
-        third = cluster.members[PeerId("p3")]
-        third.refuse(third.asked.popitem()[0] if third.asked else WHOLE, "the disk is full")
-        unusable = cluster.observe().peers[2]
-        assert (unusable.state, unusable.trouble) == ("unusable", "the disk is full")
-        third.dismiss("it was put out")
-        assert cluster.observe().peers[2].state == "removed"
+
+
+async def test_a_peer_that_is_passed_over_is_no_spare() -> None:
+    async with observed(1, "p1", "p2") as cluster:
+        await cluster.until("planned")
+        await until(lambda: cluster.members[PeerId("p2")].loaded)
+        cluster.members[PeerId("p2")].standing.note_absence("was away")
+        assert [peer.state for peer in cluster.observe().peers] == ["serving", "spare"]
+        cluster.members[PeerId("p2")].blame("has sent nonsense")
+        passed_over = cluster.observe().peers[1]
+    assert (passed_over.state, passed_over.trouble) == ("unusable", "has sent nonsense")
+
+
+async def test_a_peer_that_can_load_nothing_is_unusable_for_what_it_says() -> None:
+    async with observed(1, "p1") as cluster:
+        await cluster.until("planned")
+        cluster.loads = False
+        cluster.join("p2")
+        await until(lambda: cluster.members[PeerId("p2")].asked)
+        [config] = cluster.members[PeerId("p2")].asked
+        cluster.members[PeerId("p2")].refuse(config, "it has no room")
+        full = cluster.observe().peers[1]
+    assert (full.state, full.trouble) == ("unusable", "cannot load [0, 6): it has no room")
+
+
+async def test_a_peer_that_was_put_out_is_removed_and_not_gone() -> None:
+    async with observed(1, "p1", "p2") as cluster:
+        await cluster.until("planned")
+        put_out = datetime(2026, 5, 4, tzinfo=UTC)
+        cluster.removed.add(PeerId("p2"), put_out)
+        cluster.peers["p2"].leave()
+        seen = cluster.observe().peers
+    assert [(peer.state, peer.removed_s) for peer in seen] == [("serving", None), ("removed", put_out.timestamp())]
 
 
 async def test_a_loss_is_suspected_and_then_recovered_from() -> None:
