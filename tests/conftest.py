@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 _READY_LINE = re.compile(r"ready at (http://\S+)")
 

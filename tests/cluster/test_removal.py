@@ -18,7 +18,7 @@ from distllm.server.cluster_removal import remove_peer
 from tests.cluster.conftest import PlainStreams, amid_streams, asks, distllm
 
 NUM_STREAMS, NUM_TOKENS = 8, 160
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 
 @pytest.fixture(scope="module")
